@@ -175,13 +175,13 @@ class Trajectory:
     """The simulated conversation that follows a prompt (Algorithm 2, lines 6-12).
 
     `ended` says why it stopped: `settled` (an action that ends it), `max_clarifications`, `too_long` (no room
-    for another exchange), `simulator_failed`, or `not_rolled_out` (its first action was already wrong). Only a
-    settled trajectory has an outcome to score.
+    for another exchange), or `not_rolled_out` (its first action was already wrong). Only a settled trajectory has
+    an outcome to score.
     """
 
     turn_id: str
     utterances: tuple[Utterance, ...]
-    ended: Literal["settled", "max_clarifications", "too_long", "simulator_failed", "not_rolled_out"]
+    ended: Literal["settled", "max_clarifications", "too_long", "not_rolled_out"]
 
     @property
     def first(self) -> Utterance:

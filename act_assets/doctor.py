@@ -8,14 +8,29 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from act_assets.errors import ActError
-from act_assets.home import act_home, data_folder, prompts_folder
+from act_assets.home import act_home, data_folder, memo_folder, prompts_folder
 from act_assets.profile import load_profile, profile_names
 from act_assets.raw_data import file_record, source_files
 from act_assets.roles.base import ROLES, load_template
 from act_assets.tasks import TASKS
+from resources.llm.keys import GEMINI_KEYS, OPENAI_KEYS
+from resources.llm.service import PRICES, price_table
 
-PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "dagster", "pyarrow", "scikit-learn")
-KEYS = ("GEMINI_API_KEY", "GOOGLE_API_KEY", "OPENAI_API_KEY", "HF_TOKEN")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "trl",
+    "accelerate",
+    "peft",
+    "datasets",
+    "dagster",
+    "duckdb",
+    "google-genai",
+    "openai",
+    "pyarrow",
+    "scikit-learn",
+)
+KEYS = (*GEMINI_KEYS, *OPENAI_KEYS, "HF_TOKEN")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +53,9 @@ def examine() -> list[Line]:
     lines += [Line(key, "set" if os.environ.get(key) else "not set (the embedded provider needs none)") for key in KEYS]
     lines.append(_gpu())
     lines.append(_try("ACT_HOME", lambda: str(act_home())))
+    if lines[-1].ok:
+        lines.append(_try("memo", _memo))
+    lines.append(_try("prices", _prices))
     for name in profile_names():
         lines.append(_try(f"profile {name}", lambda name=name: load_profile(name).policy.model))
     for task in TASKS.values():
@@ -45,6 +63,17 @@ def examine() -> list[Line]:
         for role in ROLES:
             lines.append(_try(f"prompt {role}/{task.name}", lambda r=role, t=task: _prompt(r, t.name)))
     return lines
+
+
+def _memo() -> str:
+    database = memo_folder() / "memo.duckdb"
+    size = f"{database.stat().st_size / 2**20:.1f} MiB" if database.is_file() else "nothing yet"
+    return f"{database}: {size} (act memo stats)"
+
+
+def _prices() -> str:
+    price_table()
+    return os.environ.get(PRICES) or "the shipped table"
 
 
 def _data(task: str) -> str:

@@ -2,6 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Protocol
+
+
+class Failed(Protocol):
+    """An item that has no answer: resources.llm.base.LLMFailure."""
+
+    @property
+    def label(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def message(self) -> str: ...
+
 
 class ActError(Exception):
     """An error whose message is complete by itself: what, where, what to do.
@@ -32,7 +46,11 @@ class PromptError(ActError):
 
 
 class RoleError(ActError):
-    """Calls of an LLM role failed; the message names the examples."""
+    """Calls of an LLM role failed; the message names the first examples, `failures` has all of them."""
+
+    def __init__(self, what: str, *, where: str = "", todo: str = "", failures: Sequence[Failed] = ()) -> None:
+        super().__init__(what, where=where, todo=todo)
+        self.failures = tuple(failures)
 
 
 class TrainingError(ActError):

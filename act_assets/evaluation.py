@@ -166,12 +166,8 @@ def evaluate(
 
 def score_trajectory(task: Task, turn: TurnState, trajectory: Trajectory) -> EvaluatedTurn:
     """One trajectory against r and g."""
-    if trajectory.ended == "simulator_failed" or not trajectory.utterances:
-        raise RoleError(
-            f"the trajectory could not be simulated ({trajectory.ended})",
-            where=turn.where,
-            todo="check max_length in the profile and the simulator's provider, and run again",
-        )
+    if not trajectory.utterances:
+        raise RoleError("no room for a response", where=turn.where, todo="check max_length in the profile")
     turn_scores = task.judge.turn_scores(turn, trajectory.first.text)
     outcome_scores = (
         {form: Score(0.0, 0.0) for form in turn_scores}

@@ -50,6 +50,11 @@ def prompts_folder() -> Path:
     return Path(chosen).expanduser().resolve() if chosen else PACKAGE / "prompts"
 
 
+def memo_folder() -> Path:
+    """Where the paid LLM answers are."""
+    return act_home() / "memo"
+
+
 def dagster_home() -> Path:
     """DAGSTER_HOME under ACT_HOME, with the project's dagster.yaml in it."""
     home = act_home() / "dagster"

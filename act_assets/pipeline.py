@@ -142,6 +142,7 @@ def _training_build(name: str) -> Any:
             "profile": run.profile.model_dump(mode="json"),
             "inputs": {key: str(artifact.path) for key, artifact in run.inputs.items()},
             "prompts_dir": str(run.prompts_dir),
+            "calls": run.calls.to_json(),
             "folder": str(folder),
         }
         path = logs / "job.json"
@@ -339,7 +340,7 @@ def _side_conversations(run: StageRun, validation: Callable[[StageRun, str], lis
 
 
 def _cast(run: StageRun) -> Cast:
-    return Cast(run.profile, run.task, run.prompts_dir, run.seed)
+    return Cast(run.profile, run.task, run.prompts_dir, run.seed, run.calls)
 
 
 def _count(run: StageRun, side: str, conversations: Sequence[Conversation]) -> dict[str, Any]:

@@ -35,13 +35,29 @@ class Settings(BaseModel):
 
 
 class LLMRole(Settings):
-    """Which model plays a role."""
+    """Which model plays a role: where it answers, how it decodes, and how it may be asked."""
 
     provider: Literal["embedded", "gemini", "openai"]
     model: str
+    base_url: str | None = None  # another server of the same protocol; vLLM's: provider openai, http://host:8000/v1
+
+    # Parameters that control decoding; all of them are part of the memo's key.
     temperature: Temperature = 0.0
-    max_output_tokens: Positive = 256
+    max_output_tokens: Positive = 256  # of a reasoning model its thoughts included
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    send_seed: bool = True  # above temperature 0; switch it off where the server takes none
+    extra: dict[str, Any] = {}  # further parameters of the provider's API, sent as they are
+
+    # Parameters that control the transport; none of them changes an answer.
     max_concurrency: Positive = 8
+    requests_per_minute: Positive | None = None
+    tokens_per_minute: Positive | None = None
+    timeout_s: Rate | None = None  # of one attempt; the defaults of these three: resources/llm/client.py
+    attempts: Positive | None = None
+    patience_s: Rate | None = None
+
+
+TRANSPORT = ("max_concurrency", "requests_per_minute", "tokens_per_minute", "timeout_s", "attempts", "patience_s")
 
 
 class SourcedRole(Settings):
@@ -78,6 +94,17 @@ class Roles(Settings):
     annotator: AnnotatorRole = AnnotatorRole()
     classifier: ClassifierRole = ClassifierRole()
     in_context_conversations: Positive = 10  # appendices F and G
+
+    def played(self) -> dict[str, LLMRole]:
+        """The roles that a model plays, by name."""
+        named = {
+            "generator": self.generator,
+            "intent": self.intent,
+            "simulator": self.simulator,
+            "annotator": self.annotator.llm,
+            "classifier": self.classifier.llm,
+        }
+        return {name: role for name, role in named.items() if role is not None}
 
 
 class ScratchModel(Settings):

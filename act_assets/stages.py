@@ -17,10 +17,11 @@ from typing import Any, Protocol
 from pydantic import BaseModel
 
 from act_assets.errors import ActError
-from act_assets.profile import Profile
+from act_assets.profile import TRANSPORT, Profile
 from act_assets.roles.base import prompt_hash
 from act_assets.tasks.base import Task
 from resources.artifacts import Artifact, ArtifactStore, Key, identity_hash
+from resources.llm.service import CallSettings
 
 TRAIN_SIZES = (50, 100, 250)
 
@@ -52,6 +53,7 @@ class StageRun:
     reports_dir: Path
     progress: Progress
     launch: Launcher
+    calls: CallSettings
     inputs: Mapping[str, Artifact] = field(default_factory=dict)
 
     @property
@@ -107,15 +109,17 @@ def run_stage(stages: Mapping[str, Stage], name: str, run: StageRun) -> Outcome:
     stage = stages[name]
     key = stage_key(stage, run)
     inputs = {i: run.store.require(stage_key(stages[i], run)) for i in stage.inputs}
-    run = replace(run, inputs=inputs | stage.discover(run))
+    run = replace(run, inputs=inputs | stage.discover(run), calls=run.calls.for_asset(name, key.partition))
     identity = _identity(stage, run)
-    found = run.store.reuse(key, identity)
+    anew = run.calls.mode == "refresh" and any(role in run.profile.roles.played() for role in stage.prompts)
+    found = None if anew else run.store.reuse(key, identity)
     if found is not None:
         outcome = Outcome(found, True)
     else:
         for began, _ in _listeners:
             began(key)
-        outcome = Outcome(run.store.build(key, identity, lambda folder: stage.build(run, folder)), False)
+        built = run.store.build(key, identity, lambda folder: stage.build(run, folder), replace=anew)
+        outcome = Outcome(built, False)
     for _, ended in _listeners:
         ended(key, outcome.reused, outcome.artifact.seconds)
     return replace(outcome, published=stage.publish(run, outcome.artifact))
@@ -191,7 +195,7 @@ def stage_key(stage: Stage, run: StageRun) -> Key:
 def _without_transport(value: Any) -> Any:
     """Settings without what changes only how fast an answer comes."""
     if isinstance(value, dict):
-        return {k: _without_transport(v) for k, v in value.items() if k != "max_concurrency"}
+        return {k: _without_transport(v) for k, v in value.items() if k not in TRANSPORT}
     if isinstance(value, list | tuple):
         return [_without_transport(v) for v in value]
     return _without_transport(value.model_dump(mode="json")) if isinstance(value, BaseModel) else value

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from act_assets.conversation import Trajectory, TurnState, Utterance
-from act_assets.errors import RoleError
+from act_assets.roles.base import require_all
 from act_assets.seeds import derive_seed
 from act_assets.tasks.base import Task
 from resources.llm.base import LLMFailure
@@ -62,8 +62,8 @@ def simulate(
 
     While the action of the latest response does not end the trajectory, U replies and the policy responds
     again, up to `max_clarifications` such responses. `continue_first(turn, action)` says whether a first
-    response is worth rolling out (Algorithm 2 rolls out only those whose action is right). Raises RoleError
-    where A cannot classify, for then nothing can be said about any trajectory that depends on it.
+    response is worth rolling out (Algorithm 2 rolls out only those whose action is right). Raises RoleError,
+    naming every turn, where A or U has no answer: a trajectory without it is no trajectory.
     """
     done: dict[int, Trajectory] = {}
     active: dict[int, tuple[Utterance, ...]] = dict.fromkeys(range(len(turns)), ())
@@ -79,15 +79,12 @@ def simulate(
             else:
                 active[i] = (*active[i], utterance)
                 spoken.append(i)
-        labels = classifier.classify([turns[i] for i in spoken], [active[i][-1].text for i in spoken])
+        labels = require_all(
+            classifier.classify([turns[i] for i in spoken], [active[i][-1].text for i in spoken]),
+            "actions of simulated responses",
+        )
         waiting: list[int] = []
         for i, label in zip(spoken, labels, strict=True):
-            if isinstance(label, LLMFailure):
-                raise RoleError(
-                    f"the action classifier failed: {label.message}",
-                    where=turns[i].where,
-                    todo="check the classifier's provider and run again",
-                )
             active[i] = (*active[i][:-1], replace(active[i][-1], action=label))
             if task.action(label).ends_trajectory:
                 done[i] = Trajectory(turns[i].turn_id, active.pop(i), "settled")
@@ -97,14 +94,12 @@ def simulate(
                 done[i] = Trajectory(turns[i].turn_id, active.pop(i), "max_clarifications")
             else:
                 waiting.append(i)
-        replies = simulator.reply(
-            [turns[i] for i in waiting], [intents[i] for i in waiting], [active[i] for i in waiting]
+        replies = require_all(
+            simulator.reply([turns[i] for i in waiting], [intents[i] for i in waiting], [active[i] for i in waiting]),
+            "replies of the simulated user",
         )
         for i, reply in zip(waiting, replies, strict=True):
-            if isinstance(reply, LLMFailure):
-                done[i] = Trajectory(turns[i].turn_id, active.pop(i), "simulator_failed")
-            else:
-                active[i] = (*active[i], Utterance("user", reply, ""))
+            active[i] = (*active[i], Utterance("user", reply, ""))
     return [done[i] for i in range(len(turns))]
 
 

@@ -104,8 +104,18 @@ class ArtifactStore:
         self._point(key, digest[:16])
         return artifact
 
-    def build(self, key: Key, identity: Mapping[str, Any], make: Callable[[Path], Mapping[str, Any]]) -> Artifact:
-        """Makes an artifact: `make(folder)` writes files and returns facts; then all of it appears at once."""
+    def build(
+        self,
+        key: Key,
+        identity: Mapping[str, Any],
+        make: Callable[[Path], Mapping[str, Any]],
+        *,
+        replace: bool = False,
+    ) -> Artifact:
+        """Makes an artifact: `make(folder)` writes files and returns facts; then all of it appears at once.
+
+        With `replace`, in the place of a sound one of the same identity.
+        """
         digest = identity_hash(identity)
         parent = self._folder(key)
         self._writable(parent)
@@ -129,8 +139,10 @@ class ArtifactStore:
             (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
             _sync_tree(folder)
             target = parent / digest[:16]
-            if target.exists() and not _sound(target):
-                shutil.rmtree(target)
+            if target.exists() and (replace or not _sound(target)):
+                aside = parent / f".building-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+                target.rename(aside)
+                shutil.rmtree(aside)
             try:
                 folder.rename(target)
             except OSError:  # another run may have made the same artifact meanwhile

@@ -128,7 +128,7 @@ def test_a_simulator_failure_is_an_error_and_not_a_score(pacific: Task, every_tu
         def reply(self, turns, intents, trajectories):  # type: ignore[no-untyped-def]
             return [LLMFailure("timeout", "no answer", True, t.turn_id) for t in turns]
 
-    with pytest.raises(RoleError, match="simulator_failed"):
+    with pytest.raises(RoleError, match="replies of the simulated user: 5 of 5"):
         _evaluate(pacific, every_turn[:5], Says("Which?"), Refusing())
 
 

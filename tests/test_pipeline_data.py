@@ -22,6 +22,7 @@ from act_assets.stages import StageRun, run_stage
 from act_assets.tasks import get_task
 from act_assets.tasks.base import TaskData, messages_of
 from resources.artifacts import Artifact, ArtifactStore
+from resources.llm.service import CallSettings
 
 PREPARED = ("raw_dataset", "conversations", "action_labels", "validation_intents", "validation_pairs")
 SIZED = ("train_subset", "intent_summaries", "contrastive_pairs")
@@ -46,6 +47,7 @@ def run_in(root: Path, *, size: int | None = None, seed: int = 0, profile: Profi
         reports_dir=root / "reports",
         progress=quiet,
         launch=no_training,
+        calls=CallSettings(root / "memo"),
     )
 
 

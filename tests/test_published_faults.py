@@ -18,7 +18,8 @@ from act_assets.roles import EmbeddedProvider, Generator, RoleSettings, Simulato
 from act_assets.roles.base import draw_in_context
 from act_assets.seeds import derive_seed
 from act_assets.tasks.base import Task, TaskData, messages_of
-from resources.llm.base import LLM, LLMRequest, LLMResponse, ProviderError
+from resources.llm.base import LLMRequest, LLMResponse, ProviderError
+from resources.llm.client import LLM
 
 SETTINGS = RoleSettings("embedded", "embedded-rules-1", 0.0, 77, 0)
 
@@ -102,9 +103,10 @@ def test_an_error_of_a_provider_never_becomes_data(pacific: Task, few_turns: lis
         name = "failing"
 
         async def complete(self, request: LLMRequest) -> LLMResponse:
-            raise ProviderError("rate_limited", "Error: the quota is used up", retryable=True)
+            raise ProviderError("rate_limited", "Error: the quota is used up", retryable=False)
 
-    with pytest.raises(RoleError, match=f"losing responses: {len(few_turns)} of {len(few_turns)} calls failed"):
+    number = len(few_turns)
+    with pytest.raises(RoleError, match=f"losing responses: {number} of {number} questions have no answer"):
         build_pairs(pacific, few_turns, Generator(LLM(Failing()), SETTINGS, pacific, ()), 0)
 
 

@@ -12,11 +12,12 @@ import pytest
 
 from act_assets.errors import ActError, PromptError
 from act_assets.home import PACKAGE
-from act_assets.profile import LLMRole, Profile
+from act_assets.profile import TRANSPORT, LLMRole, Profile
 from act_assets.progress import quiet
 from act_assets.stages import Stage, StageRun, announcing, run_stage, up_to_date
 from act_assets.tasks.base import Task
 from resources.artifacts import Artifact, ArtifactStore, Key
+from resources.llm.service import CallSettings
 
 
 def build_lines(run: StageRun, folder: Path) -> dict[str, Any]:
@@ -75,6 +76,7 @@ def run(tmp_path: Path, pacific: Task, tiny_profile: Profile) -> StageRun:
         reports_dir=tmp_path / "reports",
         progress=quiet,
         launch=lambda job: None,
+        calls=CallSettings(tmp_path / "memo"),
     )
 
 
@@ -233,7 +235,7 @@ def test_the_identity_says_what_an_artifact_was_made_from(run: StageRun) -> None
     assert draw["inputs"] == {"number": run.store.require(Key("number", "pacific")).content_hash}
     assert set(draw["prompts"]) == {"generator"}
     roles = run.store.require(Key("number", "pacific")).identity["settings"]["roles"]
-    assert set(roles["generator"]) == set(LLMRole.model_fields) - {"max_concurrency"}
+    assert set(roles["generator"]) == set(LLMRole.model_fields) - set(TRANSPORT)
 
 
 def test_discovered_inputs_are_part_of_the_identity(run: StageRun) -> None:

@@ -74,19 +74,23 @@ def test_a_wrong_first_action_is_not_rolled_out(pacific: Task, few_turns: list[T
     assert (trajectory.ended, len(trajectory.utterances)) == ("not_rolled_out", 1)
 
 
-def test_no_room_and_a_silent_user_end_a_trajectory(pacific: Task, few_turns: list[TurnState]) -> None:
+def test_no_room_ends_a_trajectory(pacific: Task, few_turns: list[TurnState]) -> None:
     policy = Scripted({few_turns[0].turn_id: ["Which?", None]})
     (trajectory,) = _simulate(pacific, few_turns[:1], policy)
     assert (trajectory.ended, trajectory.outcome) == ("too_long", None)
-    (failed,) = _simulate(pacific, few_turns[:1], Scripted({few_turns[0].turn_id: ["Which?"]}), Refusing())
-    assert (failed.ended, failed.outcome) == ("simulator_failed", None)
-    assert "no answer" not in failed.text, "a failure is never data"
+
+
+def test_a_silent_user_is_an_error_that_names_the_turns(pacific: Task, few_turns: list[TurnState]) -> None:
+    policy = Scripted({t.turn_id: ["Which?"] for t in few_turns[:2]})
+    with pytest.raises(RoleError, match="2 of 2") as error:
+        _simulate(pacific, few_turns[:2], policy, Refusing())
+    assert [f.message for f in error.value.failures] == ["no answer"] * 2
 
 
 def test_a_classifier_failure_is_an_error_that_names_the_turn(pacific: Task, few_turns: list[TurnState]) -> None:
     class Broken:
         def classify(self, turns, responses):  # type: ignore[no-untyped-def]
-            return [LLMFailure("blocked", "policy", False, "x") for _ in turns]
+            return [LLMFailure("blocked", "policy", False, t.where) for t in turns]
 
     with pytest.raises(RoleError, match=few_turns[0].turn_id):
         simulate(few_turns[:1], [0], Scripted({few_turns[0].turn_id: ["5"]}), Broken(), Echo(), ["i"], pacific, 3)

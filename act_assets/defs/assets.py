@@ -7,7 +7,7 @@ from typing import Any
 
 import dagster as dg
 
-from act_assets.defs.metadata import metadata_of
+from act_assets.defs.metadata import failed_items, metadata_of
 from act_assets.defs.partitions import BY_TASK, BY_TASK_AND_SIZE, partition_of
 from act_assets.defs.prompts import prompt_key
 from act_assets.errors import ActError
@@ -49,7 +49,7 @@ def _run(context: dg.AssetExecutionContext, act: ActSettings) -> dg.MaterializeR
     try:
         outcome = run_stage(STAGES, name, act.stage_run(context, task, train_size))
     except ActError as error:
-        raise dg.Failure(description=str(error), allow_retries=False) from error
+        raise dg.Failure(description=str(error), metadata=failed_items(error), allow_retries=False) from error
     return dg.MaterializeResult(
         data_version=dg.DataVersion(outcome.artifact.content_hash), metadata=metadata_of(outcome)
     )

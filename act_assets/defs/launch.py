@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 import time
+import uuid
 from collections.abc import Sequence
 
 import dagster as dg
@@ -23,15 +24,17 @@ POOLS = ("gpu", "llm")
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
-def materialize(task: str, train_size: int | None, *, with_act: bool, profile: str, seed: int) -> Made:
+def materialize(task: str, train_size: int | None, *, with_act: bool, settings: ActSettings) -> Made:
     """Materializes everything of one `task|train_size`, or (without a size) the leaderboard and the report alone.
 
+    All of it shares one budget and one refreshing, whatever the number of Dagster runs.
     Raises ActError with the first failed asset's message; what was made before it stays.
     """
     os.environ["DAGSTER_HOME"] = str(dagster_home())
     os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "1")
     skipped = set() if with_act else {"act_checkpoint", "evaluation_act"}
     sized = [a for a in SIZED_ASSETS if a.key.path[-1] not in skipped]
+    settings = settings.model_copy(update={"spender": f"act-{uuid.uuid4().hex[:12]}", "since": time.time()})
     waves: list[tuple[Sequence[dg.AssetsDefinition], str]] = [(REPORT_ASSETS, task)]
     if train_size is not None:
         both = dg.MultiPartitionKey({"task": task, "train_size": str(train_size)})
@@ -41,7 +44,7 @@ def materialize(task: str, train_size: int | None, *, with_act: bool, profile: s
         observe_prompts(instance)
         for assets, partition in waves:
             wait_for_pools(instance)
-            _materialize(instance, assets, partition, ActSettings(profile=profile, seed=seed), made)
+            _materialize(instance, assets, partition, settings, made)
     return made
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import dagster as dg
 
 from act_assets.conversation import Conversation, IntentSummary, PreferencePair
+from act_assets.errors import ActError, RoleError
 from act_assets.evaluation import EvaluatedTurn, read_report
 from act_assets.reporting.figures import rollout_verdicts, training_curves
 from act_assets.reporting.leaderboard import LeaderboardRow
@@ -33,7 +34,11 @@ def metadata_of(outcome: Outcome) -> dict[str, Any]:
     }
     for name, value in {**artifact.facts, **outcome.published}.items():
         key = name.replace(" ", "_").replace("-", "_")
-        if isinstance(value, dict | list):
+        if key == "llm_sample":
+            shown[key] = _exchanges(value)
+        elif key.startswith("llm_") and outcome.reused:
+            shown[key] = 0  # plotted over time: nothing was asked now
+        elif isinstance(value, dict | list):
             shown[key] = dg.MetadataValue.json(value)
         elif value is not None:
             shown[key] = value
@@ -42,6 +47,26 @@ def metadata_of(outcome: Outcome) -> dict[str, Any]:
     )
     extra = _EXTRA.get(artifact.key.asset)
     return {k: v for k, v in (shown | (extra(artifact) if extra else {})).items() if v is not None}
+
+
+def failed_items(error: ActError) -> dict[str, Any]:
+    """Metadata of a failure: every item without an answer, where the error knows them."""
+    failures = error.failures if isinstance(error, RoleError) else ()
+    if not failures:
+        return {}
+    rows = [(f.label, f.kind, f.message) for f in failures]
+    return {"failed": len(rows), "failed_items": _table(("item", "kind", "message"), rows)}
+
+
+def _exchanges(samples: list[dict[str, Any]]) -> dg.MarkdownMetadataValue:
+    """Some questions and answers, as they were sent and came back."""
+    parts = []
+    for sample in samples:
+        said = [f"- **{m['role']}:** {_inline(m['content'])}" for m in sample["messages"]]
+        memoized = " (from the memo)" if sample["memoized"] else ""
+        head = f"**{sample['role']}**, {_inline(sample['label'])}"
+        parts.append("\n".join([head, "", *said, f"- **answer{memoized}:** {_inline(sample['answer'])}"]))
+    return dg.MetadataValue.md("\n\n---\n\n".join(parts))
 
 
 def _conversations(artifact: Artifact) -> dict[str, Any]:

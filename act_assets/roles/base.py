@@ -19,10 +19,10 @@ import hashlib
 import random
 import re
 import traceback
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from jinja2 import StrictUndefined, Template, TemplateSyntaxError, UndefinedError
 from jinja2.sandbox import SandboxedEnvironment
@@ -31,7 +31,8 @@ from act_assets.conversation import Action, ContextBlock, Conversation, Message,
 from act_assets.errors import PromptError, RoleError
 from act_assets.seeds import derive_seed
 from act_assets.tasks.base import Task
-from resources.llm.base import LLM, ChatMessage, LLMFailure, LLMRequest, LLMResponse, Sampling, Usage
+from resources.llm.base import ChatMessage, LLMFailure, LLMRequest, LLMResponse, Sampling, Usage
+from resources.llm.client import LLM
 
 RoleResult = str | LLMFailure
 """What a role gives for one item."""
@@ -53,7 +54,8 @@ _ENVIRONMENT = SandboxedEnvironment(undefined=StrictUndefined, trim_blocks=True,
 class RoleSettings:
     """Which model plays a role, and how it decodes.
 
-    `seed` None sends no seed, for providers that take none. `max_output_tokens` counts the provider's tokens.
+    `seed` None sends no seed, for providers that take none. `max_output_tokens` counts the provider's tokens; `extra`
+    are further parameters of its API.
     """
 
     provider: str
@@ -61,6 +63,8 @@ class RoleSettings:
     temperature: float
     max_output_tokens: int
     seed: int | None
+    top_p: float | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 # The typed subject of a request, which travels as LLMRequest.context beside the rendered prompt.
@@ -307,13 +311,21 @@ class Prompted:
 
     def request(self, label: str, context: object, draw: int | None = None, **variables: object) -> LLMRequest:
         """The question about one item. `draw` tells several samples of one prompt apart: it is the seed, or the
-        sample index where the provider takes no seed."""
-        seed = self.settings.seed
+        sample index where the provider takes no seed.
+
+        Greedy decoding draws nothing: at temperature 0 neither is sent, so that runs of several seeds share answers.
+        """
+        settings = self.settings
+        greedy = settings.temperature == 0
+        seed = None if greedy else settings.seed
+        draw = None if greedy else draw
         sampling = Sampling(
-            temperature=self.settings.temperature,
-            max_output_tokens=self.settings.max_output_tokens,
+            temperature=settings.temperature,
+            max_output_tokens=settings.max_output_tokens,
+            top_p=settings.top_p,
             seed=seed if seed is None or draw is None else draw,
             stop=self.stop,
+            extra=settings.extra,
         )
         return LLMRequest(
             role=self.role,
@@ -345,12 +357,25 @@ def require_all(results: Sequence[RoleResult], what: str) -> list[str]:
         shown = "".join(f"\n    {f.label}: {f.kind}: {f.message}" for f in failures[:5])
         more = f"\n    and {len(failures) - 5} more" if len(failures) > 5 else ""
         raise RoleError(
-            f"{what}: {len(failures)} of {len(results)} calls failed{shown}{more}",
-            todo="run it again"
-            if all(f.retryable for f in failures)
-            else "see the provider's message; asking again as it is will not help all of them",
+            f"{what}: {len(failures)} of {len(results)} questions have no answer{shown}{more}",
+            todo=_advice(failures),
+            failures=failures,
         )
     return [r for r in results if isinstance(r, str)]
+
+
+def _advice(failures: Sequence[LLMFailure]) -> str:
+    kinds = {f.kind for f in failures}
+    if "budget" in kinds:
+        return "allow more (--max-cost, --max-calls) and run it again: what was paid is kept and not paid again"
+    if kinds == {"offline"}:
+        return "run it without --memo offline, import the answers (act memo import), or see act memo why-miss KEY"
+    if all(f.retryable for f in failures):
+        return "run it again: only these are asked, the other answers are kept"
+    return (
+        "see the messages: asking again as it is will not help all of them (edit the prompt or the role's settings; "
+        "--memo refresh asks anew for answers that came but are of no use); the other answers are kept"
+    )
 
 
 def usage_of(prompted: Prompted | None) -> Usage:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from act_assets.conversation import Conversation
-from act_assets.errors import ProfileError
+from act_assets.errors import ActError, ProfileError
 from act_assets.profile import LLMRole, Profile
 from act_assets.roles.annotator import Annotator
 from act_assets.roles.base import RoleSettings, draw_in_context
@@ -17,7 +18,12 @@ from act_assets.roles.generator import Generator
 from act_assets.roles.intent import IntentSummarizer
 from act_assets.roles.simulator import Simulator
 from act_assets.tasks.base import Task
-from resources.llm.base import LLM, Usage
+from resources.llm.asking import Persistence
+from resources.llm.base import Usage
+from resources.llm.client import LLM
+from resources.llm.keys import keys_of
+from resources.llm.pacing import Limits
+from resources.llm.service import CallSettings, Endpoint, key_variables, open_llm, price_table, served_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,26 +34,27 @@ class Cast:
     task: Task
     prompts_dir: Path
     seed: int
+    calls: CallSettings
 
     def generator(self, pool: Sequence[Conversation]) -> Generator:
         """M with in-context conversations drawn from `pool`, which is training data."""
         role = self.profile.roles.generator
         examples, shown = self._in_context(pool)
-        return Generator(_llm(role), self._settings(role), self.task, examples, self.prompts_dir, shown=shown)
+        return Generator(self._llm(role), self._settings(role), self.task, examples, self.prompts_dir, shown=shown)
 
     def intent_summarizer(self) -> IntentSummarizer:
         role = self.profile.roles.intent
-        return IntentSummarizer(_llm(role), self._settings(role), self.task, self.prompts_dir)
+        return IntentSummarizer(self._llm(role), self._settings(role), self.task, self.prompts_dir)
 
     def simulator(self) -> Simulator:
         role = self.profile.roles.simulator
-        return Simulator(_llm(role), self._settings(role), self.task, self.prompts_dir)
+        return Simulator(self._llm(role), self._settings(role), self.task, self.prompts_dir)
 
     def annotator(self) -> Annotator:
         role = self.profile.roles.annotator
         if role.llm is None:
             return Annotator(self.task, role.source)
-        return Annotator(self.task, role.source, _llm(role.llm), self._settings(role.llm), self.prompts_dir)
+        return Annotator(self.task, role.source, self._llm(role.llm), self._settings(role.llm), self.prompts_dir)
 
     def classifier(self, pool: Sequence[Conversation]) -> Classifier:
         """A with in-context conversations drawn from `pool`, which is training data."""
@@ -55,48 +62,82 @@ class Cast:
         if role.llm is None:
             return Classifier(self.task, role.source)
         examples, shown = self._in_context(pool)
-        return Classifier(
-            self.task, role.source, _llm(role.llm), self._settings(role.llm), examples, self.prompts_dir, shown=shown
-        )
+        llm, settings = self._llm(role.llm), self._settings(role.llm)
+        return Classifier(self.task, role.source, llm, settings, examples, self.prompts_dir, shown=shown)
 
     def _in_context(self, pool: Sequence[Conversation]) -> tuple[tuple[Conversation, ...], int]:
         """One more than is shown, for a turn never sees its own conversation."""
         shown = self.profile.roles.in_context_conversations
         return draw_in_context(pool, shown + 1, self.seed), shown
 
+    def _llm(self, role: LLMRole) -> LLM:
+        return open_llm(endpoint_of(role), self.calls, EmbeddedProvider)
+
     def _settings(self, role: LLMRole) -> RoleSettings:
-        return RoleSettings(role.provider, role.model, role.temperature, role.max_output_tokens, self.seed)
+        return RoleSettings(
+            role.provider,
+            role.model,
+            role.temperature,
+            role.max_output_tokens,
+            self.seed if role.send_seed else None,
+            role.top_p,
+            role.extra,
+        )
 
 
-def check_roles(profile: Profile) -> None:
-    """Raises ProfileError, before anything is made, listing every role that this version cannot play."""
-    roles = profile.roles
-    played = {
-        "generator": roles.generator,
-        "intent": roles.intent,
-        "simulator": roles.simulator,
-        "annotator.llm": roles.annotator.llm,
-        "classifier.llm": roles.classifier.llm,
-    }
-    mistakes = [f"roles.{name}: {why}" for name, role in played.items() if role and (why := _unplayable(role))]
+def check_roles(profile: Profile, *, max_cost_usd: float | None = None) -> None:
+    """Raises ProfileError, before anything is made, listing every role that cannot be played as it is written.
+
+    A missing key is no such mistake: what the memo holds needs none.
+    """
+    mistakes = []
+    for name, role in profile.roles.played().items():
+        where = f"roles.{name}" + (".llm" if name in ("annotator", "classifier") else "")
+        mistakes += [f"{where}: {why}" for why in _unplayable(role, max_cost_usd)]
     if mistakes:
         raise ProfileError(
             "the profile names roles that cannot be played:\n" + "\n".join(f"  - {m}" for m in mistakes),
             where=f"profile {profile.name}",
-            todo=f"set provider: embedded, model: {MODEL}; gemini and openai come with the LLM calls",
+            todo="mend all of them, then run again",
         )
 
 
-def _unplayable(role: LLMRole) -> str:
-    if role.provider != "embedded":
-        return f"the provider {role.provider!r} is not part of this version"
-    return "" if role.model == MODEL else f"the embedded provider has no model {role.model!r}"
+def _unplayable(role: LLMRole, max_cost_usd: float | None) -> list[str]:
+    if role.provider == "embedded":
+        named = [n for n in ("base_url", "top_p", "extra") if getattr(role, n)]
+        mistakes = [f"the embedded provider takes no {n}" for n in named]
+        if role.model != MODEL:
+            mistakes.append(f"the embedded provider has no model {role.model!r}, only {MODEL}")
+        return mistakes
+    try:
+        base_url = served_at(endpoint_of(role))
+        price = price_table().price(role.provider, base_url, role.model)
+    except ActError as error:
+        return [error.what]
+    if max_cost_usd is not None and price is None:
+        return [
+            f"the price of {role.model} at {base_url} is not known, which a budget in dollars needs: "
+            "name it in a file and set ACT_PRICES to its path, or limit the number of calls instead"
+        ]
+    return []
 
 
-def _llm(role: LLMRole) -> LLM:
-    if why := _unplayable(role):
-        raise ProfileError(why, where="roles in the profile", todo=f"set provider: embedded, model: {MODEL}")
-    return LLM(EmbeddedProvider(), max_concurrency=role.max_concurrency)
+def endpoint_of(role: LLMRole) -> Endpoint:
+    """Where a role's model answers, and how it may be asked."""
+    tries = {n: v for n in ("timeout_s", "attempts", "patience_s") if (v := getattr(role, n)) is not None}
+    return Endpoint(
+        role.provider,
+        role.model,
+        role.base_url,
+        Limits(role.max_concurrency, role.requests_per_minute, role.tokens_per_minute),
+        Persistence(**tries),
+    )
+
+
+def missing_keys(providers: Iterable[str]) -> list[str]:
+    """A sentence for each provider whose key is not set; local servers of the openai protocol may need none."""
+    named = [(p, key_variables(p)) for p in dict.fromkeys(providers)]
+    return [f"{p}: {names[0]} is not set in the environment" for p, names in named if names and not keys_of(*names)]
 
 
 def describe(role: LLMRole | None, source: str = "llm") -> str:
@@ -104,11 +145,18 @@ def describe(role: LLMRole | None, source: str = "llm") -> str:
     return f"{role.provider} ({role.model})" if role is not None else source
 
 
-def usage_facts(usage: Usage) -> dict[str, int]:
-    """What the calls of some roles came to, as facts of an artifact."""
-    return {
+def usage_facts(usage: Usage) -> dict[str, Any]:
+    """What the calls of some roles came to, as facts of an artifact; dollars are rounded to a millionth."""
+    facts: dict[str, Any] = {
         "llm_calls": usage.calls,
+        "llm_hits": usage.hits,
         "llm_failures": usage.failures,
+        "llm_retries": usage.retries,
         "llm_prompt_tokens": usage.prompt_tokens,
         "llm_output_tokens": usage.output_tokens,
+        "llm_cost_usd": round(usage.cost_usd, 6),
+        "llm_saved_usd": round(usage.saved_usd, 6),
     }
+    if usage.samples:
+        facts["llm_sample"] = [asdict(s) for s in usage.samples]
+    return facts

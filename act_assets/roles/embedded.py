@@ -8,11 +8,14 @@ The generator reads a turn's references only so as not to repeat them; the simul
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
+from pathlib import Path
 
 from act_assets.conversation import ANSWER, CLARIFY, ContextBlock, Conversation, TurnState
 from act_assets.roles.base import (
@@ -38,6 +41,7 @@ class EmbeddedProvider:
     """Rule-based answers for the roles; a request without one of their contexts is rejected."""
 
     name = "embedded"
+    base_url = ""
 
     async def complete(self, request: LLMRequest) -> LLMResponse:
         """The answer by rule. Raises ProviderError('rejected') for a request it has no rule for."""
@@ -50,6 +54,19 @@ class EmbeddedProvider:
             prompt_tokens=sum(len(m.content.split()) for m in request.messages),
             output_tokens=len(text.split()),
         )
+
+    def fingerprint(self, request: LLMRequest) -> str:
+        """The subject of the request and the rules as they stand: answers depend on them, not on the messages."""
+        return hashlib.sha256(f"{_rules()}\n{request.context!r}".encode("utf-8", "replace")).hexdigest()
+
+
+@functools.cache
+def _rules() -> str:
+    """A hash of the source of the rules, so that an answer of older rules is not taken for one of these."""
+    digest = hashlib.sha256()
+    for module in (__name__, parse.__module__):
+        digest.update(Path(str(sys.modules[module].__file__)).read_bytes())
+    return digest.hexdigest()
 
 
 def _answer(context: object) -> str:

@@ -22,7 +22,8 @@ from act_assets.roles.base import (
     usage_of,
 )
 from act_assets.tasks.base import Task
-from resources.llm.base import LLM, LLMRequest, Usage
+from resources.llm.base import LLMRequest, Usage
+from resources.llm.client import LLM
 
 
 class Simulator:

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from act_assets.conversation import PreferencePair, Trajectory, TurnState
-from act_assets.errors import RoleError
 from act_assets.profile import Act, Profile
 from act_assets.rows import write_rows
 from act_assets.seeds import derive_seed
@@ -181,13 +180,6 @@ class SelfTraining:
             self.settings.max_clarifications,
             continue_first=lambda turn, action: action == turn.action,
         )
-        silent = [t for t in trajectories if t.ended == "simulator_failed"]
-        if silent:
-            raise RoleError(
-                f"the user simulator failed for {len(silent)} of {len(trajectories)} conversations in step {step}",
-                where=next(t.where for t in turns if t.turn_id == silent[0].turn_id),
-                todo="check the simulator's provider and run again; training starts again from its first step",
-            )
         tolerance = self.task.judge.tolerance if self.settings.tolerance is None else self.settings.tolerance
         updated: list[Pair] = []
         rollouts: list[Rollout] = []

@@ -21,6 +21,7 @@ from act_assets.rows import read_rows, write_rows
 from act_assets.tasks import get_task
 from act_assets.tasks.base import Task
 from act_assets.training.history import TrainingPoint
+from resources.llm.service import CallSettings
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Job:
     profile: Profile
     inputs: dict[str, Path]
     prompts_dir: Path
+    calls: CallSettings
     folder: Path
 
     @staticmethod
@@ -47,6 +49,7 @@ class Job:
             profile=Profile.model_validate(raw["profile"]),
             inputs={name: Path(folder) for name, folder in raw["inputs"].items()},
             prompts_dir=Path(raw["prompts_dir"]),
+            calls=CallSettings.from_json(raw["calls"]),
             folder=Path(raw["folder"]),
         )
 
@@ -101,7 +104,7 @@ def _act(job: Job) -> Result:
     from act_assets.training.act import train_act
 
     subset = job.subset()
-    cast = Cast(job.profile, job.task, job.prompts_dir, job.seed)
+    cast = Cast(job.profile, job.task, job.prompts_dir, job.seed, job.calls)
     intents = read_rows(job.inputs["intent_summaries"] / "intents.parquet", IntentSummary)
     classifier, simulator = cast.classifier(subset), cast.simulator()
     facts, points = train_act(

@@ -1,18 +1,13 @@
-"""The seam between whoever asks a language model and whoever answers.
-
-    llm = LLM(provider, max_concurrency=8)
-    results = llm.complete_all(requests)      # one result per request, in order: LLMResponse or LLMFailure
+"""The records between whoever asks a language model and whoever answers. `client.LLM` does the asking.
 
 A failure is a value of its own type, never an error text in the place of an answer.
 """
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +20,18 @@ class ChatMessage:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """Everything about decoding that can change an answer. None leaves a choice to the provider."""
+    """Everything about decoding that can change an answer. None leaves a choice to the provider.
+
+    `extra` holds parameters of the provider's API that have no field here (tools, a response schema, top_k ...),
+    as plain JSON, sent as they are.
+    """
 
     temperature: float = 0.0
     max_output_tokens: int = 256
     top_p: float | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,8 @@ class LLMRequest:
 
 @dataclass(frozen=True, slots=True)
 class LLMResponse:
-    """One answer. Token counts are the provider's, 0 where it reports none; latency in seconds."""
+    """One whole answer. `model` is the one that the provider reports; token counts are the provider's, 0 where it
+    reports none (reasoning tokens are output tokens); latency in seconds."""
 
     text: str
     model: str
@@ -60,7 +61,17 @@ class LLMResponse:
     latency_s: float = 0.0
 
 
-FailureKind = Literal["rate_limited", "timeout", "unavailable", "blocked", "empty", "truncated", "rejected"]
+FailureKind = Literal[
+    "rate_limited",  # 429
+    "timeout",  # no whole answer within timeout_s
+    "unavailable",  # 5xx, connection lost, an answer that is not of the protocol
+    "blocked",  # filtered by the provider, the request or the answer
+    "empty",  # an answer without text
+    "truncated",  # an answer cut off at max_output_tokens
+    "rejected",  # the provider refuses the request: it will not help to send it again as it is
+    "budget",  # not asked: the budget of the run does not allow it
+    "offline",  # not asked: the memo does not hold it and the run is offline
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,99 +85,88 @@ class LLMFailure:
 
 
 class ProviderError(Exception):
-    """Raised by a provider for one request; `LLM` turns it into that item's LLMFailure."""
+    """Raised by a provider for one request; `LLM` turns it into that item's LLMFailure.
 
-    def __init__(self, kind: FailureKind, message: str, *, retryable: bool) -> None:
+    `retry_after_s`: the provider's own word on when to ask again. `bad_key`: the credential is refused or used up,
+    another may do. `prompt_tokens`, `output_tokens`: what the provider says it charged for an answer that is of no use.
+    """
+
+    def __init__(
+        self,
+        kind: FailureKind,
+        message: str,
+        *,
+        retryable: bool,
+        retry_after_s: float | None = None,
+        bad_key: bool = False,
+        prompt_tokens: int = 0,
+        output_tokens: int = 0,
+    ) -> None:
         super().__init__(message)
         self.kind, self.retryable = kind, retryable
+        self.retry_after_s, self.bad_key = retry_after_s, bad_key
+        self.prompt_tokens, self.output_tokens = prompt_tokens, output_tokens
 
 
 class Provider(Protocol):
-    """Answers one request at a time; called concurrently."""
+    """Answers one request at a time, with one credential; called concurrently, always from one event loop."""
 
     name: str
+    base_url: str  # which server answers, without credentials; "" where there is none
 
     async def complete(self, request: LLMRequest) -> LLMResponse:
-        """The answer. Raises ProviderError for everything that is not a whole answer."""
+        """The answer, from one attempt. Raises ProviderError for everything that is not a whole answer."""
+        ...
+
+    def fingerprint(self, request: LLMRequest) -> str | None:
+        """What an answer depends on besides the request's own fields; None where there is nothing else."""
         ...
 
 
 LLMResult = LLMResponse | LLMFailure
 
+SAMPLES = 3  # exchanges kept for people to look at
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A question and its answer, to look at."""
+
+    role: str
+    label: str
+    messages: tuple[ChatMessage, ...]
+    answer: str
+    memoized: bool
+
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a number of calls came to."""
+    """What a number of questions came to.
+
+    `calls` were sent (failed ones included, each counted once), `retries` are attempts beyond the first; `hits` came
+    from the memo or from the same question asked meanwhile; `failures` have no answer. Tokens and `cost_usd` are of
+    the calls, `saved_usd` is what the hits had cost. Costs are 0 where no price is known.
+    """
 
     calls: int = 0
+    hits: int = 0
     failures: int = 0
     prompt_tokens: int = 0
     output_tokens: int = 0
+    retries: int = 0
+    cost_usd: float = 0.0
+    saved_usd: float = 0.0
+    samples: tuple[Exchange, ...] = ()
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
             self.calls + other.calls,
+            self.hits + other.hits,
             self.failures + other.failures,
             self.prompt_tokens + other.prompt_tokens,
             self.output_tokens + other.output_tokens,
-        )
-
-
-class LLM:
-    """A provider with bounded concurrency, and a running count of what was used."""
-
-    def __init__(self, provider: Provider, *, max_concurrency: int = 8) -> None:
-        if max_concurrency < 1:
-            raise ValueError("max_concurrency must be at least 1")
-        self.provider = provider
-        self.max_concurrency = max_concurrency
-        self.usage = Usage()
-
-    async def complete(
-        self, requests: Sequence[LLMRequest], on_done: Callable[[], None] | None = None
-    ) -> list[LLMResult]:
-        """One result per request, in the order asked; `on_done` is called after each."""
-        gate = asyncio.Semaphore(self.max_concurrency)
-
-        async def one(request: LLMRequest) -> LLMResult:
-            async with gate:
-                result = await self._ask(request)
-            if on_done:
-                on_done()
-            return result
-
-        results = list(await asyncio.gather(*(one(r) for r in requests)))
-        answered = [r for r in results if isinstance(r, LLMResponse)]
-        self.usage += Usage(
-            calls=len(results),
-            failures=len(results) - len(answered),
-            prompt_tokens=sum(r.prompt_tokens for r in answered),
-            output_tokens=sum(r.output_tokens for r in answered),
-        )
-        return results
-
-    def complete_all(
-        self, requests: Sequence[LLMRequest], on_done: Callable[[], None] | None = None
-    ) -> list[LLMResult]:
-        """`complete` for callers without an event loop."""
-        return asyncio.run(self.complete(requests, on_done))
-
-    async def _ask(self, request: LLMRequest) -> LLMResult:
-        started = time.perf_counter()
-        try:
-            response = await self.provider.complete(request)
-        except ProviderError as error:
-            return LLMFailure(error.kind, str(error), error.retryable, request.label)
-        if not response.text.strip():
-            return LLMFailure("empty", "the provider returned no text", True, request.label)
-        if response.latency_s:
-            return response
-        elapsed = time.perf_counter() - started
-        return LLMResponse(
-            response.text,
-            response.model,
-            response.finish_reason,
-            response.prompt_tokens,
-            response.output_tokens,
-            elapsed,
+            self.retries + other.retries,
+            self.cost_usd + other.cost_usd,
+            self.saved_usd + other.saved_usd,
+            (self.samples + other.samples)[:SAMPLES],
         )

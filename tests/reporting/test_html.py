@@ -28,6 +28,7 @@ from act_assets.tasks.pacific import PACIFIC
 from act_assets.training.act import Rollout
 from act_assets.training.history import TrainingPoint
 from resources.artifacts import Artifact, ArtifactStore, Key
+from resources.llm.service import CallSettings
 
 REPO = Path(__file__).parents[2]
 TURNS = [
@@ -155,6 +156,7 @@ class Workshop:
             reports_dir=self.folder,
             progress=quiet,
             launch=lambda job: None,
+            calls=CallSettings(self.folder / "memo"),
             inputs=self.inputs,
         )
         return replace(run, **changes)

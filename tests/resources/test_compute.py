@@ -17,6 +17,7 @@ import pytest
 
 from act_assets.errors import TrainingError
 from resources import compute
+from resources.llm.service import CallSettings
 
 # A group leader that starts a grandchild; the grandchild shrugs off SIGTERM. Both write their pid when they are up.
 FAMILY = """
@@ -152,6 +153,7 @@ def test_the_training_programs_own_message_is_passed_on(
                 "profile": load_profile("laptop").model_dump(mode="json"),
                 "inputs": {name: str(missing) for name in STAGES["act_checkpoint"].inputs},
                 "prompts_dir": "",
+                "calls": CallSettings(tmp_path / "memo").to_json(),
                 "folder": str(tmp_path),
             }
         )

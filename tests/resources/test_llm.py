@@ -5,10 +5,15 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
-from resources.llm.base import LLM, ChatMessage, LLMFailure, LLMRequest, LLMResponse, ProviderError, Sampling, Usage
+from resources.llm.asking import Persistence
+from resources.llm.base import ChatMessage, LLMFailure, LLMRequest, LLMResponse, ProviderError, Sampling, Usage
+from resources.llm.client import LLM
+
+ONCE = Persistence(attempts=1)
 
 
 class Provider:
@@ -41,7 +46,7 @@ def numbered(number: int) -> LLMResponse:
 
 def failing(number: int) -> LLMResponse:
     """Every third request fails, each in its own way."""
-    kinds = ("rate_limited", "timeout", "blocked")
+    kinds = ("unavailable", "timeout", "blocked")
     if number % 3 == 0:
         raise ProviderError(kinds[number // 3 % 3], f"no answer to {number}", retryable=number % 2 == 0)
     return numbered(number)
@@ -65,8 +70,8 @@ def test_concurrency_is_at_least_one() -> None:
 
 
 def test_a_failure_is_typed_in_its_place_and_the_others_are_answered() -> None:
-    results = LLM(Provider(failing, 0.005)).complete_all(requests(9))
-    assert results[0] == LLMFailure("rate_limited", "no answer to 0", True, "turn 0")
+    results = LLM(Provider(failing, 0.005), persistence=ONCE).complete_all(requests(9))
+    assert results[0] == LLMFailure("unavailable", "no answer to 0", True, "turn 0")
     assert results[3] == LLMFailure("timeout", "no answer to 3", False, "turn 3")
     assert results[6] == LLMFailure("blocked", "no answer to 6", True, "turn 6")
     assert [r.text for i, r in enumerate(results) if i % 3] == [f"answer {i}" for i in range(9) if i % 3]
@@ -87,12 +92,12 @@ def test_a_bug_in_a_provider_is_not_taken_for_an_answer() -> None:
 
 
 def test_usage_counts_calls_failures_and_tokens_over_all_batches() -> None:
-    llm = LLM(Provider(failing))
+    llm = LLM(Provider(failing), persistence=ONCE)
     assert llm.usage == Usage()
     llm.complete_all(requests(6))  # 1, 2, 4 and 5 are answered
-    assert llm.usage == Usage(calls=6, failures=2, prompt_tokens=40, output_tokens=12)
+    assert replace(llm.usage, samples=()) == Usage(calls=6, failures=2, prompt_tokens=40, output_tokens=12)
     llm.complete_all(requests(2))  # 1 is answered
-    assert llm.usage == Usage(calls=8, failures=3, prompt_tokens=50, output_tokens=13)
+    assert replace(llm.usage, samples=()) == Usage(calls=8, failures=3, prompt_tokens=50, output_tokens=13)
 
 
 def test_usages_add_up() -> None:
@@ -101,7 +106,7 @@ def test_usages_add_up() -> None:
 
 def test_done_is_told_once_per_item_failures_included_as_it_goes() -> None:
     provider, seen = Provider(failing, 0.005), []
-    LLM(provider, max_concurrency=1).complete_all(requests(9), lambda: seen.append(provider.asked))
+    LLM(provider, max_concurrency=1, persistence=ONCE).complete_all(requests(9), lambda: seen.append(provider.asked))
     assert seen == list(range(1, 10))
 
 

@@ -12,7 +12,8 @@ from act_assets.roles.base import ClassifierContext, RoleSettings
 from act_assets.roles.classifier import Classifier
 from act_assets.roles.embedded import MODEL, EmbeddedProvider
 from act_assets.tasks.pacific import PACIFIC
-from resources.llm.base import LLM, LLMFailure, LLMRequest, LLMResponse, ProviderError, Usage
+from resources.llm.base import LLMFailure, LLMRequest, LLMResponse, ProviderError, Usage
+from resources.llm.client import LLM
 
 SAMPLE = PACIFIC.reader.read(Path(__file__).parents[2] / "datasets" / "sample" / "pacific")
 TURNS = [t for c in (*SAMPLE.train, *SAMPLE.validation) for t in PACIFIC.reader.turn_states(c)]
@@ -113,13 +114,13 @@ def test_labels_are_read_strictly_and_failures_keep_their_place():
         async def complete(self, request: LLMRequest) -> LLMResponse:
             text = request.context.response
             if text == "fail":
-                raise ProviderError("rate_limited", "slow down", retryable=True)
+                raise ProviderError("blocked", "filtered", retryable=False)
             return LLMResponse(text, "m")
 
     texts = ["a clarifying question", "clarify", "fail", "ANSWER or CLARIFY", "Answer."]
     results = llm_classifier(Script()).classify(TURNS[:5], texts)
     assert [results[1], results[4]] == ["CLARIFY", "ANSWER"]
-    assert results[2] == LLMFailure("rate_limited", "slow down", True, TURNS[2].where)
+    assert results[2] == LLMFailure("blocked", "filtered", False, TURNS[2].where)
     for i in (0, 3):
         assert isinstance(results[i], LLMFailure)
         assert (results[i].kind, results[i].retryable, results[i].label) == (

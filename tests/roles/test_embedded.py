@@ -15,7 +15,8 @@ import pytest
 from act_assets.roles.base import AnnotatorContext
 from act_assets.roles.embedded import MODEL, EmbeddedProvider
 from act_assets.tasks.pacific import PACIFIC
-from resources.llm.base import LLM, ChatMessage, LLMFailure, LLMRequest, ProviderError, Sampling
+from resources.llm.base import ChatMessage, LLMFailure, LLMRequest, ProviderError, Sampling
+from resources.llm.client import LLM
 
 REPO = Path(__file__).parents[2]
 SAMPLE = PACIFIC.reader.read(REPO / "datasets" / "sample" / "pacific")
@@ -56,7 +57,7 @@ from pathlib import Path
 from act_assets.conversation import Utterance
 from act_assets.roles import EmbeddedProvider, Generator, IntentSummarizer, RoleSettings, Simulator
 from act_assets.tasks.pacific import PACIFIC
-from resources.llm.base import LLM
+from resources.llm.client import LLM
 
 conversations = PACIFIC.reader.read(Path("datasets/sample/pacific")).validation
 turns = [t for c in conversations for t in PACIFIC.reader.turn_states(c)]

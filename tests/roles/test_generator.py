@@ -14,7 +14,8 @@ from act_assets.roles.embedded import MODEL, EmbeddedProvider
 from act_assets.roles.generator import Generator
 from act_assets.tasks.pacific import PACIFIC
 from act_assets.tasks.pacific_answer import SCALE_NOTES, parse
-from resources.llm.base import LLM, LLMFailure, LLMRequest, LLMResponse, ProviderError
+from resources.llm.base import LLMFailure, LLMRequest, LLMResponse, ProviderError
+from resources.llm.client import LLM
 
 SAMPLE = PACIFIC.reader.read(Path(__file__).parents[2] / "datasets" / "sample" / "pacific")
 TURNS = [t for c in (*SAMPLE.train, *SAMPLE.validation) for t in PACIFIC.reader.turn_states(c)]
@@ -148,6 +149,13 @@ def test_without_a_seed_draws_differ_by_sample_index():
     one, two = generator(settings=replace(SETTINGS, seed=None)).requests([TURNS[0]] * 2, [CLARIFY.name] * 2, [3, 4])
     assert one.sampling.seed is None and two.sampling.seed is None
     assert (one.sample_index, two.sample_index) == (3, 4)
+
+
+def test_greedy_decoding_sends_neither_seed_nor_sample_index():
+    for seed in (7, None):
+        settings = replace(SETTINGS, temperature=0.0, seed=seed)
+        requests = generator(settings=settings).requests([TURNS[0]] * 2, [CLARIFY.name] * 2, [3, 4])
+        assert {(r.sampling.seed, r.sample_index) for r in requests} == {(None, 0)}
 
 
 # Results.

@@ -12,7 +12,8 @@ from act_assets.roles.base import IntentContext, RoleSettings
 from act_assets.roles.embedded import MODEL, EmbeddedProvider, intent_items
 from act_assets.roles.intent import IntentSummarizer
 from act_assets.tasks.pacific import PACIFIC
-from resources.llm.base import LLM, LLMFailure, LLMRequest, LLMResponse
+from resources.llm.base import LLMFailure, LLMRequest, LLMResponse
+from resources.llm.client import LLM
 
 SAMPLE = PACIFIC.reader.read(Path(__file__).parents[2] / "datasets" / "sample" / "pacific")
 CONVERSATIONS = (*SAMPLE.train, *SAMPLE.validation)

@@ -14,7 +14,8 @@ from act_assets.roles.embedded import MODEL, EmbeddedProvider
 from act_assets.roles.intent import IntentSummarizer
 from act_assets.roles.simulator import GoldUser, Simulator
 from act_assets.tasks.pacific import PACIFIC
-from resources.llm.base import LLM, LLMFailure, LLMRequest, LLMResponse, ProviderError, Usage
+from resources.llm.base import LLMFailure, LLMRequest, LLMResponse, ProviderError, Usage
+from resources.llm.client import LLM
 
 SAMPLE = PACIFIC.reader.read(Path(__file__).parents[2] / "datasets" / "sample" / "pacific")
 CONVERSATIONS = (*SAMPLE.train, *SAMPLE.validation)

@@ -35,7 +35,8 @@ from act_assets.training.base_policy import build_model
 from act_assets.training.chat import ChatFormat
 from act_assets.training.policy import PromptEncoder, save_model
 from act_assets.training.supervised import trainer_arguments
-from resources.llm.base import LLM, LLMFailure
+from resources.llm.base import LLMFailure
+from resources.llm.client import LLM
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +169,7 @@ def test_a_silent_simulator_ends_the_training_instead_of_spoiling_it(
         tiny_profile.act,
         0,
     )
-    with pytest.raises(RoleError, match=f"failed for {len(clarify)} of {len(clarify)} conversations in step 7"):
+    with pytest.raises(RoleError, match=f"simulated user: {len(clarify)} of {len(clarify)}"):
         training(clarify, 1, 7)
 
 

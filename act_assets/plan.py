@@ -1,0 +1,232 @@
+"""What a run would ask of language models, before anything is spent.
+
+    for line in plan(run): print(line.asset, line.calls, line.memoized, line.cost_usd)
+
+Questions that can be known are made exactly as the run makes them and looked up in the memo; what they need and costs
+nothing (data, subsets) is made in a temporary folder. What depends on the policy that is being trained cannot be
+known: for it the largest possible number stands, marked as an upper bound.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from act_assets.conversation import Conversation, TurnState, Utterance
+from act_assets.pipeline import STAGES, conversations_of, labelled_conversations, turns_of
+from act_assets.preference import rejected_action
+from act_assets.profile import LLMRole
+from act_assets.roles.cast import Cast, endpoint_of
+from act_assets.roles.embedded import EmbeddedProvider
+from act_assets.rows import read_rows
+from act_assets.seeds import derive_seed
+from act_assets.stages import StageRun, run_stage, stage_key, up_to_date
+from resources.artifacts import ArtifactStore
+from resources.llm.base import LLMRequest
+from resources.llm.budget import estimate_tokens
+from resources.llm.memo.memo import Memo, memo_at
+from resources.llm.memo.records import key_of, question_of
+from resources.llm.prices import Price
+from resources.llm.service import price_table, served_at
+
+TURN_TOKENS = 40  # tokens of an utterance where nothing has been measured: PACIFIC's responses take 26 on average
+
+
+@dataclass(frozen=True, slots=True)
+class PlanLine:
+    """What one asset's partition would ask one role.
+
+    `calls` are the questions, `memoized` those already answered, `to_ask` the rest, each question counted once over
+    the whole plan. With `bound`, `calls` is the most there can be (the policy decides) and nothing is known of the
+    memo. Tokens and dollars are estimates for `to_ask`; `cost_usd` is None where no price is known.
+    """
+
+    asset: str
+    partition: str
+    role: str
+    model: str
+    state: str
+    calls: int
+    memoized: int
+    to_ask: int
+    bound: bool
+    prompt_tokens: int
+    output_tokens: int
+    cost_usd: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """The questions of one asset and role: exactly, or the largest number of them with an example of each kind."""
+
+    asset: str
+    role: str
+    requests: Sequence[LLMRequest]
+    times: int | None = None
+
+
+def plan(run: StageRun, *, with_act: bool = True) -> list[PlanLine]:
+    """What `act run` would ask for the run's partition, asset by asset. Asks and changes nothing.
+
+    Raises ActError where the data or a prompt cannot be read.
+    """
+    memo = memo_at(run.calls.memo_folder)
+    planned: set[str] = set()
+    lines = []
+    with tempfile.TemporaryDirectory(prefix="act-plan-") as folder:
+        scratch = _with_free_inputs(run, Path(folder))
+        for questions in _questions(scratch, with_act):
+            stage = STAGES[questions.asset]
+            role = run.profile.roles.played()[questions.role]
+            if up_to_date(STAGES, stage.name, run):
+                lines.append(_done(run, questions, role))
+            else:
+                lines.append(_line(run, questions, role, memo, planned))
+    return lines
+
+
+def asked_of(run: StageRun, asset: str) -> list[tuple[LLMRequest, str]]:
+    """The questions that an asset is known to ask, each with its canonical JSON (the memo's)."""
+    with tempfile.TemporaryDirectory(prefix="act-plan-") as folder:
+        found = [q for q in _questions(_with_free_inputs(run, Path(folder)), True) if q.asset == asset]
+        return [
+            (r, _canonical(run.profile.roles.played()[q.role], r)) for q in found if q.times is None for r in q.requests
+        ]
+
+
+def _with_free_inputs(run: StageRun, folder: Path) -> StageRun:
+    """The run with everything that costs nothing made in a temporary folder.
+
+    Labels of a model are not known yet: gold stands for them, which changes the texts of some pairs, not their number.
+    """
+    store = ArtifactStore(folder, "plan")
+    roles = run.profile.roles.model_copy(update={"annotator": type(run.profile.roles.annotator)()})
+    free = replace(run, store=store, profile=run.profile.model_copy(update={"roles": roles}))
+    for name in ("raw_dataset", "conversations", "action_labels", "train_subset"):
+        artifact = run_stage(STAGES, name, free).artifact
+        free = replace(free, inputs={**free.inputs, name: artifact})
+    return replace(free, profile=run.profile)
+
+
+def _questions(run: StageRun, with_act: bool) -> list[Questions]:
+    """Asset by asset, in the order of the graph."""
+    cast = Cast(run.profile, run.task, run.prompts_dir, run.seed, run.calls)
+    roles, act = run.profile.roles, run.profile.act
+    train = read_rows(run.inputs["train_subset"].file("train.parquet"), Conversation)
+    validation = conversations_of(run, "validation")
+    everything = [c for side in ("train", "validation") for c in conversations_of(run, side)]
+    turns, evaluated = turns_of(run, train), turns_of(run, validation)
+    found: list[Questions] = []
+    if roles.annotator.llm:
+        found.append(Questions("action_labels", "annotator", cast.annotator().requests(turns_of(run, everything))))
+    intent = cast.intent_summarizer()
+    found.append(Questions("validation_intents", "intent", intent.requests(validation)))
+    found.append(_pairs(run, "validation_pairs", cast, labelled_conversations(run, "train"), "validation"))
+    found.append(Questions("intent_summaries", "intent", intent.requests(train)))
+    found.append(_pairs(run, "contrastive_pairs", cast, train, "train"))
+    # Only turns that call for a clarification are rolled out in training; in evaluation, all may be.
+    clarifying = [t for t in turns if not run.task.action(t.action).ends_trajectory]
+    if with_act:
+        found += _simulated(run, cast, "act_checkpoint", turns, clarifying, act.epochs, train)
+    for name in ("evaluation_sft", "evaluation_act")[: 2 if with_act else 1]:
+        found += _simulated(run, cast, name, evaluated, evaluated, 1, train)
+    return found
+
+
+def _pairs(run: StageRun, asset: str, cast: Cast, pool: Sequence[Conversation], side: str) -> Questions:
+    conversations = pool if side == "train" else labelled_conversations(run, side)
+    turns = turns_of(run, conversations)
+    rejected = [rejected_action(run.task, t, run.seed) for t in turns]
+    seeds = [derive_seed(run.seed, "generator", t.turn_id) for t in turns]
+    return Questions(asset, "generator", cast.generator(pool).requests(turns, rejected, seeds))
+
+
+def _simulated(
+    run: StageRun,
+    cast: Cast,
+    asset: str,
+    turns: Sequence[TurnState],
+    rolled_out: Sequence[TurnState],
+    times: int,
+    pool: Sequence[Conversation],
+) -> list[Questions]:
+    """At most: every turn classified after each response, and every rolled-out turn replied to each time."""
+    most = run.profile.act.max_clarifications
+    said = (Utterance("assistant", "word " * TURN_TOKENS, ""),)
+    found = []
+    if rolled_out:
+        requests = cast.simulator().requests(
+            rolled_out, ["word " * TURN_TOKENS] * len(rolled_out), [said] * len(rolled_out)
+        )
+        found.append(Questions(asset, "simulator", requests, times * most * len(rolled_out)))
+    if run.profile.roles.classifier.llm:
+        requests = cast.classifier(pool).requests(turns, [said[0].text] * len(turns))
+        found.append(Questions(asset, "classifier", requests, times * (len(turns) + most * len(rolled_out))))
+    return found
+
+
+def _line(run: StageRun, questions: Questions, role: LLMRole, memo: Memo, planned: set[str]) -> PlanLine:
+    requests = questions.requests
+    if questions.times is None:
+        keys = [key_of(_canonical(role, r)) for r in requests]
+        found = memo.look_up(keys).answers
+        fresh = {k: r for k, r in zip(keys, requests, strict=True) if k not in found and k not in planned}
+        planned.update(fresh)
+        asked: Sequence[LLMRequest] = list(fresh.values())
+        calls, to_ask = len(requests), len(fresh)
+        prompt_tokens = sum(map(_prompt_tokens, asked))
+    else:
+        calls = to_ask = questions.times
+        prompt_tokens = round(sum(map(_prompt_tokens, requests)) / len(requests) * to_ask)
+    output_tokens = round(_output_tokens(memo, role, questions.role) * to_ask)
+    price = _price(role)
+    return PlanLine(
+        questions.asset,
+        _partition(run, questions.asset),
+        questions.role,
+        f"{role.provider} ({role.model})",
+        "to make",
+        calls,
+        calls - to_ask,
+        to_ask,
+        questions.times is not None,
+        prompt_tokens,
+        output_tokens,
+        price.cost(prompt_tokens, output_tokens) if price else None,
+    )
+
+
+def _done(run: StageRun, questions: Questions, role: LLMRole) -> PlanLine:
+    partition = _partition(run, questions.asset)
+    model = f"{role.provider} ({role.model})"
+    return PlanLine(questions.asset, partition, questions.role, model, "up to date", 0, 0, 0, False, 0, 0, 0.0)
+
+
+def _partition(run: StageRun, asset: str) -> str:
+    return stage_key(STAGES[asset], run).partition
+
+
+def _canonical(role: LLMRole, request: LLMRequest) -> str:
+    """The question as the memo keys it."""
+    fingerprint = EmbeddedProvider().fingerprint(request) if role.provider == "embedded" else None
+    return question_of(role.provider, served_at(endpoint_of(role)), request, fingerprint)
+
+
+def _price(role: LLMRole) -> Price | None:
+    return price_table().price(role.provider, served_at(endpoint_of(role)), role.model)
+
+
+def _prompt_tokens(request: LLMRequest) -> int:
+    return sum(estimate_tokens(m.content) for m in request.messages)
+
+
+def _output_tokens(memo: Memo, role: LLMRole, name: str) -> float:
+    """Tokens of an answer: the mean of this role's answers in the memo, else the most there can be."""
+    rows = memo.database.query(
+        "SELECT avg(output_tokens) FROM answers WHERE role = ? AND provider = ? AND model = ?",
+        [name, role.provider, role.model],
+    )
+    mean = rows[0][0] if rows else None
+    return float(mean) if mean else float(role.max_output_tokens)

@@ -1,0 +1,477 @@
+"""The memo's DuckDB file, and the archive that it can be rebuilt from.
+
+    memo.duckdb            what people query; opened late and closed early, for one process at a time may write
+    archive/*.parquet      the same rows as they were folded in; never changed, merged when they are many
+    memo.lock              held (flock) shared by readers and exclusively by whoever writes
+    generation             a number that grows with every change, so that other processes know when to look again
+
+A database that cannot be read is set aside (`memo.duckdb.damaged-<time>`) and rebuilt from the archive.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from act_assets.errors import ActError
+from resources.llm.base import LLMResponse
+from resources.llm.memo.journal import sync_folder
+from resources.llm.memo.records import Answer, Use
+from resources.llm.memo.schema import ANSWERS, USES, migrate, schema_version, to_arrow
+
+LOG = logging.getLogger(__name__)
+MEMORY_LIMIT = "512MB"  # DuckDB's own default is 80 % of the machine
+LOCK_WAIT_S = 60.0  # for a program that is not ours and has the database open
+SMALL_SEGMENT = 8 * 2**20  # bytes; smaller ones are merged when there are MANY_SEGMENTS of them
+MANY_SEGMENTS = 32
+REBUILD_BATCH = 50_000  # rows
+_DAMAGE = (
+    duckdb.IOException,
+    duckdb.SerializationException,
+    duckdb.InternalException,
+    duckdb.FatalException,
+    duckdb.CatalogException,
+)
+_LOCKED = "lock on file"  # DuckDB's words for "another process has it open"
+_CIRCUMSTANCES = (
+    _LOCKED,
+    *map(
+        os.strerror,
+        (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EROFS, errno.ENOMEM),
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a look-up needs of an answer."""
+
+    key: str
+    text: str
+    reported_model: str
+    prompt_tokens: int
+    output_tokens: int
+    latency_s: float
+    cost_usd: float | None
+    created_at: float
+
+    @staticmethod
+    def of(answer: Answer) -> Stored:
+        return Stored(
+            answer.key,
+            answer.text,
+            answer.reported_model,
+            answer.prompt_tokens,
+            answer.output_tokens,
+            answer.latency_s,
+            answer.cost_usd,
+            answer.created_at,
+        )
+
+    def response(self) -> LLMResponse:
+        """The answer as it was given."""
+        return LLMResponse(
+            self.text, self.reported_model, "stop", self.prompt_tokens, self.output_tokens, self.latency_s
+        )
+
+
+_LOOK_UP = """
+    SELECT key, text, reported_model, prompt_tokens, output_tokens, latency_s, cost_usd, epoch_us(created_at) / 1e6
+    FROM answers WHERE key IN (SELECT unnest(?))
+"""
+
+# A row whose (key, id) is already there is not added again; the newest row of a key is its answer, others its history.
+_FOLD = """
+    CREATE TEMP TABLE incoming AS
+      SELECT DISTINCT ON (key, id) * FROM staged s
+      WHERE NOT EXISTS (SELECT 1 FROM answers a WHERE a.key = s.key AND a.id = s.id)
+        AND NOT EXISTS (SELECT 1 FROM history h WHERE h.key = s.key AND h.id = s.id);
+    CREATE TEMP TABLE newest AS
+      SELECT * FROM incoming QUALIFY row_number() OVER (PARTITION BY key ORDER BY created_at DESC, id DESC) = 1;
+    CREATE TEMP TABLE replaced AS
+      SELECT a.* FROM answers a JOIN newest n ON n.key = a.key WHERE (n.created_at, n.id) > (a.created_at, a.id);
+    INSERT INTO history SELECT * FROM replaced;
+    DELETE FROM answers WHERE key IN (SELECT key FROM replaced);
+    CREATE TEMP TABLE added AS SELECT * FROM newest n WHERE NOT EXISTS (SELECT 1 FROM answers a WHERE a.key = n.key);
+    INSERT INTO answers SELECT * FROM added;
+    INSERT INTO history SELECT * FROM incoming i ANTI JOIN added USING (key, id);
+"""
+_CLEAR = "DROP TABLE incoming; DROP TABLE newest; DROP TABLE replaced; DROP TABLE added;"
+
+
+class Database:
+    """The DuckDB file of a memo folder; safe for threads and processes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / "memo.duckdb"
+        self.archive = folder / "archive"
+        self._lock_path = folder / "memo.lock"
+        self._generation = folder / "generation"
+        self._mutex = threading.RLock()  # within the process: DuckDB refuses two connections of different modes
+        self._generation_read: tuple[tuple[int, int], int] = ((0, 0), 0)
+        self._prepared = False
+        for needed in (folder, self.archive):
+            needed.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    # --- reading ---------------------------------------------------------------------------------------------
+
+    def generation(self) -> int:
+        """A number that has grown if anything has changed."""
+        try:
+            status = self._generation.stat()
+            stamp = (status.st_ino, status.st_mtime_ns)  # it is replaced, never written to
+            if stamp != self._generation_read[0]:
+                self._generation_read = (stamp, int(self._generation.read_text() or 0))
+            return self._generation_read[1]
+        except (FileNotFoundError, ValueError):
+            return 0
+
+    def look_up(self, keys: Sequence[str]) -> dict[str, Stored]:
+        """The answers of those keys that have one."""
+        if not keys:
+            return {}
+        rows = self.query(_LOOK_UP, [list(keys)])
+        return {row[0]: Stored(*row) for row in rows}
+
+    def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """The rows of a read-only query; none where there is no database yet."""
+        try:
+            return self._query(sql, parameters)
+        except Rebuilt:
+            pass
+        try:
+            return self._query(sql, parameters)
+        except Rebuilt as again:  # it is not the database, then
+            raise again.__cause__ or again from None
+
+    def _query(self, sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+        with self.reading() as connection:
+            if connection is None:
+                return []
+            return connection.execute(sql, list(parameters)).fetchall()
+
+    @contextmanager
+    def reading(self) -> Iterator[duckdb.DuckDBPyConnection | None]:
+        """A read-only connection; None where there is no database yet. A damaged database is rebuilt first."""
+        with self._mutex:
+            self._prepare()
+            try:
+                with self._locked(fcntl.LOCK_SH):
+                    if not self.path.exists():
+                        yield None
+                        return
+                    connection = self._connect(read_only=True)
+                    try:
+                        yield connection
+                    finally:
+                        connection.close()
+            except duckdb.Error as error:
+                if not is_damage(error):
+                    raise
+                self._mend(error)
+                raise Rebuilt from error
+
+    def _prepare(self) -> None:
+        """Before the database is read: brings an older one to the newest schema, and makes a lost one anew."""
+        if self._prepared if self.path.exists() else not self._archived():
+            return
+        with self.writing():
+            self._prepared = True
+
+    # --- writing ---------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def writing(self, wait: bool = True) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A connection that may write. Raises Busy at once where another process is at it and `wait` is off."""
+        with self._mutex, self._locked(fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)):
+            connection = self._open_to_write()
+            try:
+                yield connection
+            finally:
+                connection.close()
+                self._private()
+
+    def fold(self, answers: Sequence[Answer], uses: Sequence[Use], wait: bool = True) -> None:
+        """Adds rows, durably, to the archive and to the database. Raises Busy as `writing` does."""
+        if not answers and not uses:
+            return
+        with self.writing(wait) as connection:
+            if answers:
+                self._archive("answers", to_arrow(answers, ANSWERS))
+            if uses:
+                self._archive("uses", to_arrow(uses, USES))
+            try:
+                self.insert(connection, to_arrow(answers, ANSWERS), to_arrow(uses, USES))
+                connection.execute("CHECKPOINT")  # closing does so too, but keeps quiet where it fails
+            except duckdb.Error as error:
+                connection.close()
+                if not is_damage(error):
+                    raise
+                self._rebuild(error)
+            connection.close()
+            self.changed()
+            self._merge_segments()
+
+    def insert(self, connection: duckdb.DuckDBPyConnection, staged: pa.Table, used: pa.Table) -> None:
+        """Adds rows to the database alone, in one transaction."""
+        connection.execute("BEGIN")
+        try:
+            connection.register("staged", staged)
+            connection.execute(_FOLD)
+            connection.execute(_CLEAR)
+            connection.unregister("staged")
+            connection.register("used", used)
+            connection.execute("INSERT INTO uses SELECT DISTINCT ON (id) * FROM used u ANTI JOIN uses USING (id)")
+            connection.unregister("used")
+            connection.execute("COMMIT")
+        except BaseException:
+            with contextlib.suppress(duckdb.Error):  # a damaged database cannot even do that
+                connection.execute("ROLLBACK")
+            raise
+
+    def changed(self) -> None:
+        """Tells other processes to look again."""
+        beside = self._generation.with_suffix(f".{uuid.uuid4().hex[:8]}")
+        beside.write_text(str(self.generation() + 1))
+        beside.chmod(0o600)
+        beside.rename(self._generation)
+
+    # --- the archive -----------------------------------------------------------------------------------------
+
+    def segments(self, kind: str) -> list[Path]:
+        """The archive's files of `answers` or `uses`, oldest first."""
+        return sorted(self.archive.glob(f"{kind}-*.parquet"))
+
+    def segment_path(self, kind: str) -> Path:
+        """A name for another segment."""
+        return self.archive / f"{kind}-{time.time_ns() // 1_000_000}-{uuid.uuid4().hex[:8]}.parquet"
+
+    def _archive(self, kind: str, table: pa.Table) -> None:
+        write_parquet(self.segment_path(kind), table)
+
+    def _merge_segments(self) -> None:
+        """Makes one of many small segments; called while writing."""
+        for kind, schema in (("answers", ANSWERS), ("uses", USES)):
+            small = [p for p in self.segments(kind) if p.stat().st_size < SMALL_SEGMENT]
+            if len(small) < MANY_SEGMENTS:
+                continue
+            tables: dict[Path, pa.Table] = {}
+            for path in small:
+                try:
+                    tables[path] = pq.read_table(path, page_checksum_verification=True).cast(schema)
+                except _NOT_A_SEGMENT as error:
+                    LOG.warning("a segment of the memo's archive cannot be read: %s: %s", path, error)
+            if len(tables) > 1:
+                self._archive(kind, pa.concat_tables(tables.values()))
+                for path in tables:
+                    path.unlink()
+
+    def _archived(self) -> bool:
+        return any(self.archive.glob("*.parquet"))
+
+    # --- locks, damage ---------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _locked(self, how: int) -> Iterator[None]:
+        descriptor = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(descriptor, how)
+            except BlockingIOError:
+                raise Busy from None
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _connect(self, read_only: bool) -> duckdb.DuckDBPyConnection:
+        """Opens the file; waits for another program that has it open, for ours wait at the lock."""
+        if self.path.exists() and not os.access(self.path, os.R_OK | os.W_OK):
+            raise ActError("the memo's database may not be read", where=str(self.path), todo="mend its permissions")
+        deadline = time.monotonic() + LOCK_WAIT_S
+        while True:
+            try:
+                return duckdb.connect(
+                    str(self.path),
+                    read_only=read_only,
+                    config={"memory_limit": MEMORY_LIMIT, "preserve_insertion_order": "false"},
+                )
+            except duckdb.IOException as error:
+                if _LOCKED not in str(error):
+                    raise
+                if time.monotonic() > deadline:
+                    raise ActError(
+                        f"another program has the memo's database open: {error}",
+                        where=str(self.path),
+                        todo="close it (a DuckDB shell?) and run again; paid answers are safe in the journals",
+                    ) from error
+                time.sleep(0.1)
+
+    def _open_to_write(self) -> duckdb.DuckDBPyConnection:
+        """A connection to a database of the newest schema; called under the exclusive lock."""
+        if not self.path.exists() and self._archived():
+            self._rebuild(None)
+        try:
+            connection = self._connect(read_only=False)
+            try:
+                if schema_version(connection) == 0 and self._archived():
+                    raise duckdb.CatalogException("its tables are gone")
+                migrate(connection, str(self.path))
+            except BaseException:
+                connection.close()
+                raise
+        except duckdb.Error as error:
+            if not is_damage(error):
+                raise
+            self._rebuild(error)
+            return self._connect(read_only=False)
+        self._private()
+        return connection
+
+    def fault(self) -> str:
+        """Why the database cannot be read in full; "" where it can, or where there is none. Mends nothing."""
+        with self._mutex, self._locked(fcntl.LOCK_SH):
+            if not self.path.exists():
+                return ""
+            try:
+                with self._connect(read_only=True) as connection:
+                    read_all(connection)
+            except duckdb.Error as error:
+                if not is_damage(error):
+                    raise
+                return str(error).splitlines()[0]
+            return ""
+
+    def _mend(self, error: Exception) -> None:
+        """Rebuilds a damaged database unless another process has done so meanwhile."""
+        with self._mutex, self._locked(fcntl.LOCK_EX):
+            fault = _fault(self.path)
+            if fault and is_damage(fault):
+                self._rebuild(error)
+
+    def _set_aside(self, why: Exception | None) -> None:
+        stamp = f"damaged-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:4]}"
+        for path in (self.path, self.path.with_name(self.path.name + ".wal")):
+            if path.exists():
+                path.rename(path.with_name(f"{path.name}.{stamp}"))
+        sync_folder(self.folder)
+        if why is None:
+            LOG.warning("the memo's database is gone; rebuilt from the archive")
+        else:
+            LOG.warning(
+                "the memo's database is damaged (%s); set aside as %s.%s and rebuilt from the archive",
+                str(why).splitlines()[0][:200],
+                self.path.name,
+                stamp,
+            )
+
+    def _rebuild(self, why: Exception | None) -> None:
+        """Makes the database anew from the sound segments of the archive, and sets a damaged one aside (`why`; None
+        where there is none any more); called under the exclusive lock.
+
+        It is built beside and renamed, so that a rebuild that fails changes nothing and one that is cut off starts
+        again.
+        """
+        beside = self.folder / "rebuilding.duckdb"
+        remains = (beside, beside.with_name(beside.name + ".wal"))
+        try:
+            for left in remains:
+                left.unlink(missing_ok=True)
+            self._fill(beside)
+        except BaseException:
+            for left in remains:
+                left.unlink(missing_ok=True)
+            raise
+        self._set_aside(why)
+        beside.rename(self.path)
+        self._private()
+        sync_folder(self.folder)
+        self.changed()
+
+    def _fill(self, path: Path) -> None:
+        """Makes a database of all that the archive holds."""
+        with duckdb.connect(str(path), config={"memory_limit": MEMORY_LIMIT}) as connection:
+            migrate(connection, str(path))
+            for kind, schema in (("answers", ANSWERS), ("uses", USES)):
+                for segment in self.segments(kind):
+                    try:
+                        content = pq.ParquetFile(segment, page_checksum_verification=True)
+                        for batch in content.iter_batches(REBUILD_BATCH):
+                            table = pa.Table.from_batches([batch]).cast(schema)
+                            if kind == "answers":
+                                self.insert(connection, table, USES.empty_table())
+                            else:
+                                self.insert(connection, ANSWERS.empty_table(), table)
+                    except _NOT_A_SEGMENT as error:
+                        LOG.warning("a segment of the memo's archive cannot be read: %s: %s", segment, error)
+
+    def _private(self) -> None:
+        for path in (self.path, self.path.with_name(self.path.name + ".wal")):
+            if path.exists():
+                path.chmod(0o600)
+
+
+_NOT_A_SEGMENT = (OSError, pa.ArrowException, ValueError)  # ValueError: other columns
+
+
+def is_damage(error: duckdb.Error) -> bool:
+    """Whether an error says that the database is damaged, and not the disk full or the like."""
+    # What does not match its checksum is a plain Error, of none of the classes below it.
+    damage = isinstance(error, _DAMAGE) or type(error) is duckdb.Error
+    return damage and not any(text in str(error) for text in _CIRCUMSTANCES)
+
+
+class Busy(Exception):
+    """Another process is writing to the database."""
+
+
+class Rebuilt(Exception):
+    """The database was damaged while it was read, and has been rebuilt: ask again."""
+
+
+def unreadable(path: Path) -> str:
+    """Why a database file cannot be read in full; "" where it can. Reads every block: call it under a lock."""
+    error = _fault(path)
+    return str(error).splitlines()[0] if error else ""
+
+
+def _fault(path: Path) -> duckdb.Error | None:
+    try:
+        with duckdb.connect(str(path), read_only=True, config={"memory_limit": MEMORY_LIMIT}) as connection:
+            read_all(connection)
+    except duckdb.Error as error:
+        return error
+    return None
+
+
+def read_all(connection: duckdb.DuckDBPyConnection) -> None:
+    """Reads every block. Raises duckdb.Error where one is damaged."""
+    for table in ("answers", "history", "uses"):
+        connection.execute(f"SELECT sum(hash({table})) FROM {table}").fetchall()  # noqa: S608 (fixed names)
+
+
+def write_parquet(path: Path, table: pa.Table) -> None:
+    """A Parquet file, whole or not at all, on disk on return; file mode 0600."""
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as stream:
+        pq.write_table(table, stream, compression="zstd", write_page_checksum=True)
+        stream.flush()
+        os.fsync(stream.fileno())
+    beside.rename(path)
+    sync_folder(path.parent)

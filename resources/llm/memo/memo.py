@@ -1,0 +1,311 @@
+"""The memo of one folder, as one process uses it.
+
+    memo = memo_at(folder)
+    found = memo.look_up(keys)             # everything that any process has been answered so far
+    await memo.keep(answer)                # returns when the answer is on disk
+    memo.close()                           # folds the journal into the database; a kill loses nothing but this
+
+Answers not yet folded are read from the journals, those of other live processes included.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import os
+import threading
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from resources.llm.memo.database import Busy, Database, Stored
+from resources.llm.memo.flights import Flights
+from resources.llm.memo.journal import Damage, Journal, finished, journals, read_journal, to_line
+from resources.llm.memo.records import Answer, Record, Use
+from resources.llm.memo.tails import Tails
+
+LOG = logging.getLogger(__name__)
+FOLD_RECORDS = 5_000  # a journal of so many records is ended and folded: about 10 MB, half a second
+POLL_S = (0.01, 0.1)  # how often a process looks whether another has been answered: at first, at most
+
+
+class Found(NamedTuple):
+    """What a look-up found, and the generation of the database that it looked at."""
+
+    answers: dict[str, Stored]
+    generation: int
+
+
+class Memo:
+    """One folder's answers. Look-ups and writes are safe for threads; the coroutines belong to one event loop."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.database = Database(folder)
+        self.journal_folder = folder / "journal"
+        self.journal_folder.mkdir(mode=0o700, exist_ok=True)
+        self.flights = Flights(folder / "flights.lock")
+        self._journal = Journal(self.journal_folder)
+        self._mutex = threading.RLock()
+        self._own: dict[str, Stored] = {}
+        self._tails = Tails(self.journal_folder)
+        self._generation = -1
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="memo-journal")
+        self._folder_thread = ThreadPoolExecutor(1, thread_name_prefix="memo-fold")
+        self._pending: list[tuple[list[Record], asyncio.Future[None]]] = []
+        self._flushing = False
+        self._waiting: dict[str, list[asyncio.Future[None]]] = {}
+        self._polling = False
+        self._open: dict[str, int] = {}  # questions of this process that are not answered yet
+        self._late: dict[str, Stored] = {}  # those found in the database since
+        self.fold()
+
+    # --- looking up ------------------------------------------------------------------------------------------
+
+    def look_up(self, keys: Iterable[str], not_before: float = 0.0) -> Found:
+        """The answers of those keys that have one, created at `not_before` (seconds since 1970) or later."""
+        wanted = list(dict.fromkeys(keys))
+        with self._mutex:
+            while True:
+                self._read_journals()
+                generation = self.database.generation()
+                answers = self.database.look_up(wanted)
+                if self.database.generation() == generation:  # else a journal may have been folded meanwhile
+                    break
+            for key in wanted:
+                newest = self._unfolded(key)
+                if newest and (key not in answers or newest.created_at >= answers[key].created_at):
+                    answers[key] = newest
+        return Found({k: s for k, s in answers.items() if s.created_at >= not_before}, generation)
+
+    def answered(self, key: str, not_before: float = 0.0) -> Stored | None:
+        """What `look_up` would find for a question announced by `opened`; the database is asked for all open
+        questions together, and only when it has changed."""
+        with self._mutex:
+            self._read_journals()
+            generation = self.database.generation()
+            if generation != self._generation:
+                self._late = self.database.look_up(list(self._open))
+                self._generation = generation
+            both = (self._unfolded(key), self._late.get(key))
+            newest = max((s for s in both if s), key=lambda s: s.created_at, default=None)
+        return newest if newest and newest.created_at >= not_before else None
+
+    def opened(self, keys: Iterable[str], generation: int) -> None:
+        """Announces questions that are going to be asked, which `look_up` has not found at `generation`."""
+        with self._mutex:
+            self._generation = min(self._generation, generation) if self._open else generation
+            for key in keys:
+                self._open[key] = self._open.get(key, 0) + 1
+
+    def closed(self, keys: Iterable[str]) -> None:
+        """The questions are answered, or given up."""
+        with self._mutex:
+            for key in keys:
+                self._open[key] -= 1
+                if not self._open[key]:
+                    del self._open[key]
+            if not self._open:
+                self._late = {}
+
+    def _unfolded(self, key: str) -> Stored | None:
+        both = (self._own.get(key), self._tails.get(key))
+        return max((s for s in both if s), key=lambda s: s.created_at, default=None)
+
+    def _read_journals(self) -> None:
+        """Sees what other processes have written since the last time."""
+        self._tails.refresh(self._journal.path.name if self._journal.path else None)
+
+    def spent(self, budget: str) -> tuple[float, int]:
+        """Dollars and calls paid under a budget so far, by any process; calls that failed after payment included."""
+        while True:
+            generation = self.database.generation()
+            paid = {
+                row[0]: float(row[1] or 0.0)
+                for row in self.database.query(
+                    "SELECT id, cost_usd FROM answers WHERE budget = ? UNION ALL "
+                    "SELECT id, cost_usd FROM history WHERE budget = ? UNION ALL "
+                    "SELECT id, lost_usd FROM uses WHERE budget = ? AND lost_prompt_tokens + lost_output_tokens > 0",
+                    [budget] * 3,
+                )
+            }
+            for path in journals(self.journal_folder):
+                try:
+                    records, _, _ = read_journal(path)
+                except FileNotFoundError:
+                    continue
+                for r in records:
+                    if r.budget != budget:
+                        continue
+                    if isinstance(r, Answer):
+                        paid[r.id] = r.cost_usd or 0.0
+                    elif r.lost_prompt_tokens + r.lost_output_tokens:
+                        paid[r.id] = r.lost_usd
+            if self.database.generation() == generation:
+                return sum(paid.values()), len(paid)
+
+    # --- keeping ---------------------------------------------------------------------------------------------
+
+    async def keep(self, answer: Answer) -> None:
+        """Returns when the answer is on disk; answers that come in meanwhile share one fsync.
+
+        Raises ActError where the disk does not take it.
+        """
+        await self._write([answer])
+
+    async def note(self, use: Use) -> None:
+        """Writes hits and failures to the ledger."""
+        await self._write([use])
+
+    async def _write(self, records: list[Record]) -> None:
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+        self._pending.append((records, done))
+        if not self._flushing:
+            self._flushing = True
+            self._flush_task = loop.create_task(self._flush())
+        await done
+
+    async def _flush(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while self._pending:
+                batch, self._pending = self._pending, []
+                records = [r for group, _ in batch for r in group]
+                try:
+                    await loop.run_in_executor(self._writer, self.append, records)
+                except Exception as error:
+                    for _, done in batch:
+                        if not done.done():
+                            done.set_exception(error)
+                else:
+                    for _, done in batch:
+                        if not done.done():
+                            done.set_result(None)
+        finally:
+            self._flushing = False
+
+    def append(self, records: Sequence[Record]) -> None:
+        """Writes records to this process's journal; they are on disk on return. Raises ActError."""
+        lines = [to_line(r) for r in records]
+        with self._mutex:
+            self._journal.append(lines)
+            self._own.update((r.key, Stored.of(r)) for r in records if isinstance(r, Answer))
+            full = self._journal.records >= FOLD_RECORDS
+            if full:
+                self._seal()
+        if full:
+            self._folder_thread.submit(self._fold_aside)
+
+    def _seal(self) -> None:
+        """Ends this process's journal; its answers are then read as those of any other journal."""
+        self._journal.seal()  # from now on anyone may fold and delete it
+        self._tails.list_again()
+        self._own = {}
+
+    # --- waiting for other processes -------------------------------------------------------------------------
+
+    async def changed(self, key: str) -> None:
+        """Returns when another process that was asking the question has been answered, or has given up or died."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        self._waiting.setdefault(key, []).append(future)
+        if not self._polling:
+            self._polling = True
+            self._poll_task = loop.create_task(self._poll())
+        try:
+            await future
+        except asyncio.CancelledError:
+            # Looking on after a question would end the lock that this process may hold for it by then.
+            waiting = self._waiting.get(key, [])
+            if future in waiting:
+                waiting.remove(future)
+                if not waiting:
+                    del self._waiting[key]
+            raise
+
+    async def _poll(self) -> None:
+        pause, longest = POLL_S
+        try:
+            while self._waiting:
+                await asyncio.sleep(pause)
+                pause = min(pause * 1.5, longest)
+                for key in list(self._waiting):
+                    if self.flights.begin(key):
+                        self.flights.end(key)
+                        for future in self._waiting.pop(key):
+                            if not future.done():
+                                future.set_result(None)
+                        pause = POLL_S[0]
+        finally:
+            self._polling = False
+
+    # --- folding ---------------------------------------------------------------------------------------------
+
+    def fold(self, wait: bool = True) -> list[Damage]:
+        """Folds every journal that no process writes to any more into the database.
+
+        Returns what could not be read; a damaged journal is kept beside (`*.damaged`). With `wait` off, does
+        nothing while another process is writing.
+        """
+        with finished(journals(self.journal_folder)) as paths:
+            if not paths:
+                return []
+            read = [(path, *read_journal(path)) for path in paths]
+            answers = [r for _, records, _, _ in read for r in records if isinstance(r, Answer)]
+            uses = [r for _, records, _, _ in read for r in records if isinstance(r, Use)]
+            try:
+                self.database.fold(answers, uses, wait)
+            except Busy:
+                return []
+            reported = []
+            for path, _, _, damage in read:
+                for one in damage:
+                    LOG.warning("the memo's journal %s", one)
+                    reported.append(one)
+                if any(not d.torn for d in damage):
+                    path.rename(path.with_name(path.name + ".damaged"))
+                else:
+                    path.unlink(missing_ok=True)
+            return reported
+
+    def _fold_aside(self, wait: bool = False) -> None:
+        try:
+            self.fold(wait)
+        except Exception as error:  # nothing is lost: the journals stay
+            LOG.warning("the memo's journals could not be folded now: %s", error)
+
+    def close(self) -> None:
+        """Ends this process's journal and folds it; what cannot be folded now stays in its journal."""
+        self._folder_thread.shutdown()
+        self._writer.shutdown()
+        with self._mutex:
+            self._seal()
+        self._fold_aside(wait=True)
+
+
+_memos: dict[tuple[int, Path], Memo] = {}
+_memos_lock = threading.Lock()
+
+
+def memo_at(folder: Path) -> Memo:
+    """This process's memo of a folder; its journal is folded when the process ends."""
+    identity = (os.getpid(), folder.resolve())
+    with _memos_lock:
+        if identity not in _memos:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _memos[identity] = Memo(folder)
+        return _memos[identity]
+
+
+def close_memos() -> None:
+    """Closes every memo of this process."""
+    with _memos_lock:
+        mine = [key for key in _memos if key[0] == os.getpid()]
+        for key in mine:
+            _memos.pop(key).close()
+
+
+atexit.register(close_memos)

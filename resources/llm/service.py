@@ -1,0 +1,177 @@
+"""From settings to a model that can be asked: provider, keys, pace, memo, prices and budget put together.
+
+    llm = open_llm(endpoint, settings)
+    results = llm.complete_all(requests)
+
+Providers, pacers, memos and budgets are one per process, so that roles share limits and a budget counts them all.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from act_assets.errors import ActError
+from resources.llm.asking import Persistence
+from resources.llm.base import LLMRequest, LLMResponse, Provider, ProviderError
+from resources.llm.budget import Budget
+from resources.llm.client import LLM, Memory, Mode
+from resources.llm.keys import GEMINI_KEYS, OPENAI_KEYS, clean_base_url, keys_of
+from resources.llm.memo.memo import memo_at
+from resources.llm.memo.records import Asker
+from resources.llm.pacing import Limits, Pacer
+from resources.llm.prices import GEMINI_URL, OPENAI_URL, PriceTable
+from resources.llm.runtime import call_loop
+
+PRICES = "ACT_PRICES"  # environment variable: a YAML file whose rows win over the shipped prices
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Which model answers, where, and how fast it may be asked. `base_url` None: the provider's own."""
+
+    provider: str
+    model: str
+    base_url: str | None = None
+    limits: Limits = field(default_factory=Limits)
+    persistence: Persistence = field(default_factory=Persistence)
+
+
+@dataclass(frozen=True, slots=True)
+class CallSettings:
+    """How a run makes its calls, and for whom. `since` (seconds since 1970): in mode `refresh`, answers older than
+    this are asked again. A budget counts everything that was paid under `asker.budget`, by any process."""
+
+    memo_folder: Path
+    mode: Mode = "normal"
+    since: float = 0.0
+    max_cost_usd: float | None = None
+    max_calls: int | None = None
+    asker: Asker = field(default_factory=Asker)
+
+    def for_asset(self, asset: str, partition: str) -> CallSettings:
+        """The same, asking for an asset's partition."""
+        return replace(self, asker=replace(self.asker, asset=asset, partition=partition))
+
+    def to_json(self) -> dict[str, Any]:
+        """For a training process; `from_json` reads it."""
+        asker = {name: getattr(self.asker, name) for name in ("asset", "partition", "run", "budget")}
+        return {
+            "memo_folder": str(self.memo_folder),
+            "mode": self.mode,
+            "since": self.since,
+            "max_cost_usd": self.max_cost_usd,
+            "max_calls": self.max_calls,
+            "asker": asker,
+        }
+
+    @staticmethod
+    def from_json(raw: dict[str, Any]) -> CallSettings:
+        return CallSettings(**{**raw, "memo_folder": Path(raw["memo_folder"]), "asker": Asker(**raw["asker"])})
+
+
+ProviderFactory = Callable[[], Provider]
+
+_lock = threading.Lock()
+_pacers: dict[tuple[int, str, str, str], tuple[list[Provider], Pacer]] = {}
+_budgets: dict[tuple[int, Path, str], Budget] = {}
+
+
+def open_llm(endpoint: Endpoint, settings: CallSettings, embedded: ProviderFactory) -> LLM:
+    """The model of an endpoint, with this process's memo, pace and budget; `embedded` makes the built-in provider.
+
+    Raises ActError for a base URL or a price table with mistakes, and for a budget in dollars without a known price.
+    """
+    base_url = served_at(endpoint)
+    price = price_table().price(endpoint.provider, base_url, endpoint.model)
+    if settings.max_cost_usd is not None and price is None:
+        raise ActError(
+            f"a budget in dollars needs the price of {endpoint.model}, which is not known",
+            where=f"provider {endpoint.provider} at {base_url}",
+            todo=f"name it in a file and set {PRICES} to its path (docs/llm-calls.md), or limit max_calls instead",
+        )
+    memo = memo_at(settings.memo_folder)
+    with _lock:
+        identity = (os.getpid(), endpoint.provider, base_url, endpoint.model)
+        if identity not in _pacers:
+            providers = _providers(endpoint, base_url, embedded)
+            _pacers[identity] = (providers, Pacer(providers))
+        providers, pacer = _pacers[identity]
+        purse = (os.getpid(), settings.memo_folder, settings.asker.budget)
+        if purse not in _budgets:
+            limited = settings.max_cost_usd is not None or settings.max_calls is not None
+            spent, calls = memo.spent(settings.asker.budget) if limited else (0.0, 0)
+            _budgets[purse] = Budget(settings.max_cost_usd, settings.max_calls, spent, calls)
+        budget = _budgets[purse]
+    call_loop().call_soon_threadsafe(pacer.restrict, endpoint.limits)
+    return LLM(
+        providers,
+        max_concurrency=endpoint.limits.max_concurrency,
+        pacer=pacer,
+        memory=Memory(
+            memo,
+            # The embedded provider asks nobody and costs nothing, so it may always answer.
+            offline=settings.mode == "offline" and endpoint.provider != "embedded",
+            not_before=settings.since if settings.mode == "refresh" else 0.0,
+        ),
+        budget=budget,
+        price=price,
+        persistence=endpoint.persistence,
+        asker=settings.asker,
+    )
+
+
+def served_at(endpoint: Endpoint) -> str:
+    """The base URL that answers; a part of the key. "" for the embedded provider."""
+    if endpoint.provider == "embedded":
+        return ""
+    return clean_base_url(endpoint.base_url or {"gemini": GEMINI_URL, "openai": OPENAI_URL}[endpoint.provider])
+
+
+def key_variables(provider: str) -> tuple[str, ...]:
+    """The environment variables that may hold a provider's keys."""
+    return {"gemini": GEMINI_KEYS, "openai": OPENAI_KEYS}.get(provider, ())
+
+
+def price_table() -> PriceTable:
+    """The shipped prices and those of ACT_PRICES."""
+    chosen = os.environ.get(PRICES)
+    return PriceTable.load(Path(chosen).expanduser() if chosen else None)
+
+
+def _providers(endpoint: Endpoint, base_url: str, embedded: ProviderFactory) -> list[Provider]:
+    """One provider for each key."""
+    if endpoint.provider == "embedded":
+        return [embedded()]
+    keys = keys_of(*key_variables(endpoint.provider))
+    timeout_s = endpoint.persistence.timeout_s
+    if endpoint.provider == "gemini":
+        from resources.llm.gemini import GeminiProvider
+
+        found: list[Provider] = [GeminiProvider(k, base_url=base_url, timeout_s=timeout_s) for k in keys]
+        return found or [_WithoutKey(endpoint.provider, base_url)]
+    from resources.llm.openai_chat import OpenAIProvider
+
+    if not keys and base_url != OPENAI_URL:
+        keys = ("EMPTY",)  # what servers without keys are given, vLLM's among them
+    found = [OpenAIProvider(k, base_url=base_url, timeout_s=timeout_s) for k in keys]
+    return found or [_WithoutKey(endpoint.provider, base_url)]
+
+
+class _WithoutKey:
+    """Stands for a provider whose key is not set: what the memo holds needs none, a call fails at once."""
+
+    def __init__(self, name: str, base_url: str) -> None:
+        self.name, self.base_url = name, base_url
+
+    async def complete(self, request: LLMRequest) -> LLMResponse:
+        """Raises ProviderError: there is no key."""
+        variable = key_variables(self.name)[0]
+        raise ProviderError("rejected", f"no key for {self.name}: set {variable} in the environment", retryable=True)
+
+    def fingerprint(self, request: LLMRequest) -> None:
+        return None

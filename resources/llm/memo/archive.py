@@ -135,6 +135,12 @@ def fold_unknown(connection: duckdb.DuckDBPyConnection, database: Database, foun
     return added
 
 
+def set_aside(folder: Path) -> list[Path]:
+    """The files that were damaged and have been kept beside."""
+    patterns = ("memo.duckdb*.damaged-*", "journal/*.damaged", "archive/*.damaged")
+    return sorted(path for pattern in patterns for path in folder.glob(pattern))
+
+
 def archive_again(connection: duckdb.DuckDBPyConnection, database: Database, found: Survey) -> int:
     """Writes a segment with what only the database has; returns how many rows."""
     if not found.unarchived:

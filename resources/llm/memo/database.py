@@ -271,16 +271,22 @@ class Database:
             small = [p for p in self.segments(kind) if p.stat().st_size < SMALL_SEGMENT]
             if len(small) < MANY_SEGMENTS:
                 continue
-            tables: dict[Path, pa.Table] = {}
-            for path in small:
-                try:
-                    tables[path] = pq.read_table(path, page_checksum_verification=True).cast(schema)
-                except _NOT_A_SEGMENT as error:
-                    LOG.warning("a segment of the memo's archive cannot be read: %s: %s", path, error)
-            if len(tables) > 1:
-                self._archive(kind, pa.concat_tables(tables.values()))
-                for path in tables:
-                    path.unlink()
+            merged: list[Path] = []
+            together = self.segment_path(kind)
+            write_tables(together, schema, self._readable(small, schema, merged))
+            for path in merged or [together]:
+                path.unlink()
+
+    def _readable(self, segments: Sequence[Path], schema: pa.Schema, done: list[Path]) -> Iterator[pa.Table]:
+        """The tables of those segments that can be read; `done` says which they are."""
+        for path in segments:
+            try:
+                table = pq.read_table(path, page_checksum_verification=True).cast(schema)
+            except _NOT_A_SEGMENT as error:
+                LOG.warning("a segment of the memo's archive cannot be read: %s: %s", path, error)
+                continue
+            done.append(path)
+            yield table
 
     def _archived(self) -> bool:
         return any(self.archive.glob("*.parquet"))
@@ -467,10 +473,17 @@ def read_all(connection: duckdb.DuckDBPyConnection) -> None:
 
 def write_parquet(path: Path, table: pa.Table) -> None:
     """A Parquet file, whole or not at all, on disk on return; file mode 0600."""
+    write_tables(path, table.schema, iter([table]))
+
+
+def write_tables(path: Path, schema: pa.Schema, tables: Iterator[pa.Table]) -> None:
+    """The same with one table at a time in memory."""
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as stream:
-        pq.write_table(table, stream, compression="zstd", write_page_checksum=True)
+        with pq.ParquetWriter(stream, schema, compression="zstd", write_page_checksum=True) as writer:
+            for table in tables:
+                writer.write_table(table)
         stream.flush()
         os.fsync(stream.fileno())
     beside.rename(path)

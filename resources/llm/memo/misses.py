@@ -137,7 +137,9 @@ def _rows(
               SELECT rowid FROM {table} WHERE {condition} ORDER BY created_at DESC, id DESC LIMIT {CANDIDATES}
             )
             """,  # noqa: S608 (names and conditions of ours)
-            list(parameters),
+            [
+                p.encode("utf-8", "replace").decode("utf-8") if isinstance(p, str) else p for p in parameters
+            ],  # as stored
         )
         found += [Nearest(*row) for row in rows.fetchall()]
     return sorted(found, key=lambda n: n.created_at, reverse=True)[:CANDIDATES]
@@ -276,6 +278,7 @@ def _miss(line: bytes) -> Miss | None:
     """The miss of a line; None for a damaged one."""
     try:
         raw = json.loads(line)
-        return Miss(*(raw[name] for name in ("key", "question", "role", "label", "at")))
+        key, question, role, label = (str(raw[name]) for name in ("key", "question", "role", "label"))
+        return Miss(key, question, role, label, float(raw["at"]))
     except (ValueError, TypeError, KeyError):
         return None

@@ -15,7 +15,7 @@ from typing import Any
 import duckdb
 
 from act_assets.errors import ActError
-from resources.llm.memo.archive import SCHEMAS, archive_again, fold_unknown, readable, survey, write_anew
+from resources.llm.memo.archive import SCHEMAS, archive_again, fold_unknown, readable, set_aside, survey, write_anew
 from resources.llm.memo.database import Database, Rebuilt, is_damage, read_all
 from resources.llm.memo.journal import finished, journals, read_journal
 from resources.llm.memo.memo import Memo, memo_at
@@ -127,12 +127,6 @@ def _matching(connection: duckdb.DuckDBPyConnection, filters: Filters, history_o
     ).fetchall()
     answers, history, prompt, output, cost, unpriced, fresh = rows[0]
     return Pruned(True, answers, history, prompt, output, cost if answers + history else 0.0, unpriced, fresh)
-
-
-def set_aside(folder: Path) -> list[Path]:
-    """The files that were damaged and have been kept beside."""
-    patterns = ("memo.duckdb*.damaged-*", "journal/*.damaged", "archive/*.damaged")
-    return sorted(path for pattern in patterns for path in folder.glob(pattern))
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,6 +281,8 @@ def _repair(memo: Memo) -> list[str]:
             seen = survey(connection, database, kind)
             if added := fold_unknown(connection, database, seen):
                 done.append(f"{added} {kind} that only the archive had were added to the database")
+            if added < seen.unknown:  # the others cannot be true: kept, but not in the archive
+                seen = replace(seen, sound=(), damaged=(*seen.damaged, *((path, "") for path in seen.sound)))
             if seen.damaged or seen.differ:
                 write_anew(connection, database, seen)
                 done.append(f"the archive of {kind} was written anew from the database")

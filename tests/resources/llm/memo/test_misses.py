@@ -217,6 +217,14 @@ def test_a_question_in_any_spelling() -> None:
         assert read_question(text) == question()
 
 
+def test_a_label_and_a_model_that_the_database_cannot_hold(memo: Memo) -> None:
+    strange = replace(REQUEST, label="a\ud800", model="m\udfff")
+    keep(memo, answered(strange))
+    found = why_miss(memo, question(replace(strange, messages=(USER,))), "classifier", "a\ud800")
+    assert found.how == "same example"
+    assert json.loads(json.dumps(found.to_json()))["differences"]
+
+
 # --- differences -------------------------------------------------------------------------------------------------
 
 JSON = st.recursive(

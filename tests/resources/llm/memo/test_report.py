@@ -160,7 +160,7 @@ RECORDS = st.builds(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(records=st.lists(RECORDS, max_size=12), cut=st.integers(0, 12))
 def test_nothing_depends_on_what_is_folded(
     tmp_path_factory: pytest.TempPathFactory, records: list[Answer], cut: int

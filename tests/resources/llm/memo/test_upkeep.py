@@ -269,7 +269,7 @@ def test_a_sound_memo_is_only_read(many: Path) -> None:
     assert verify(many, repair=True) == verdict
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 def test_one_bit_of_the_database(many: Path, seed: int) -> None:
     path = many / "memo.duckdb"
     before = Database(many).query("SELECT sum(hash(a)) FROM (FROM answers UNION ALL FROM history) a")
@@ -294,15 +294,15 @@ def test_one_bit_of_the_database(many: Path, seed: int) -> None:
 def test_most_bits_of_the_database_are_noticed(many: Path) -> None:
     content = (many / "memo.duckdb").read_bytes()
     rng, noticed = random.Random(1), 0
-    for _ in range(20):
+    for _ in range(12):
         changed = bytearray(content)
         changed[rng.randrange(len(content))] ^= 1
         (many / "memo.duckdb").write_bytes(changed)
         noticed += bool(verify(many).problems)
-    assert noticed >= 10
+    assert noticed >= 6
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 def test_one_bit_of_a_segment(many: Path, seed: int) -> None:
     rng = random.Random(seed)
     path = rng.choice(sorted((many / "archive").glob("answers-*")))
@@ -383,6 +383,16 @@ def test_a_key_that_is_there_twice(folder: Path) -> None:
         connection.execute("INSERT INTO answers SELECT * REPLACE ('other' AS id) FROM answers")
     problems = verify(folder).problems
     assert problems[0].startswith(f"in answers the key is there more than once: 1 rows ({paid('a').key[:16]})")
+
+
+def test_a_row_of_the_archive_that_cannot_be_true(folder: Path) -> None:
+    folded(folder, paid("a"))
+    write_parquet(Database(folder).segment_path("answers"), to_arrow([replace(paid("b"), key="0" * 64)], ANSWERS))
+    assert verify(folder).problems == ("1 answers of the archive are not in the database: --repair mends it",)
+    mended = verify(folder, repair=True)
+    assert (mended.problems, mended.answers, len(mended.notes)) == ((), 1, 2), "both segments are set aside"
+    Database(folder).path.unlink()
+    assert verify(folder, repair=True).answers == 1
 
 
 def test_a_database_that_is_gone(many: Path) -> None:

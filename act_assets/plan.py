@@ -38,8 +38,8 @@ TURN_TOKENS = 40  # tokens of an utterance where nothing has been measured: PACI
 class PlanLine:
     """What one asset's partition would ask one role.
 
-    `calls` are the questions, `memoized` those already answered, `to_ask` the rest, each question counted once over
-    the whole plan. With `bound`, `calls` is the most there can be (the policy decides) and nothing is known of the
+    `calls` are the questions, `memoized` those already answered, `to_ask` the rest without those that an earlier asset
+    of the plan asks. With `bound`, `calls` is the most there can be (the policy decides) and nothing is known of the
     memo. Tokens and dollars are estimates for `to_ask`; `cost_usd` is None where no price is known.
     """
 
@@ -68,7 +68,7 @@ class Questions:
 
 
 def plan(run: StageRun, *, with_act: bool = True) -> list[PlanLine]:
-    """What `act run` would ask for the run's partition, asset by asset. Asks and changes nothing.
+    """What `act run` would ask for the run's partition, asset by asset. Asks nothing, makes nothing.
 
     Raises ActError where the data or a prompt cannot be read.
     """
@@ -85,15 +85,6 @@ def plan(run: StageRun, *, with_act: bool = True) -> list[PlanLine]:
             else:
                 lines.append(_line(run, questions, role, memo, planned))
     return lines
-
-
-def asked_of(run: StageRun, asset: str) -> list[tuple[LLMRequest, str]]:
-    """The questions that an asset is known to ask, each with its canonical JSON (the memo's)."""
-    with tempfile.TemporaryDirectory(prefix="act-plan-") as folder:
-        found = [q for q in _questions(_with_free_inputs(run, Path(folder)), True) if q.asset == asset]
-        return [
-            (r, _canonical(run.profile.roles.played()[q.role], r)) for q in found if q.times is None for r in q.requests
-        ]
 
 
 def _with_free_inputs(run: StageRun, folder: Path) -> StageRun:
@@ -175,10 +166,10 @@ def _line(run: StageRun, questions: Questions, role: LLMRole, memo: Memo, planne
         fresh = {k: r for k, r in zip(keys, requests, strict=True) if k not in found and k not in planned}
         planned.update(fresh)
         asked: Sequence[LLMRequest] = list(fresh.values())
-        calls, to_ask = len(requests), len(fresh)
+        calls, to_ask, memoized = len(requests), len(fresh), sum(k in found for k in keys)
         prompt_tokens = sum(map(_prompt_tokens, asked))
     else:
-        calls = to_ask = questions.times
+        calls, to_ask, memoized = questions.times, questions.times, 0
         prompt_tokens = round(sum(map(_prompt_tokens, requests)) / len(requests) * to_ask)
     output_tokens = round(_output_tokens(memo, role, questions.role) * to_ask)
     price = _price(role)
@@ -189,7 +180,7 @@ def _line(run: StageRun, questions: Questions, role: LLMRole, memo: Memo, planne
         f"{role.provider} ({role.model})",
         "to make",
         calls,
-        calls - to_ask,
+        memoized,
         to_ask,
         questions.times is not None,
         prompt_tokens,

@@ -52,7 +52,7 @@ class LLMRole(Settings):
     max_concurrency: Positive = 8
     requests_per_minute: Positive | None = None
     tokens_per_minute: Positive | None = None
-    timeout_s: Rate | None = None  # of one attempt; the defaults of these three: resources/llm/client.py
+    timeout_s: Rate | None = None  # of one attempt; the defaults of these three: resources/llm/asking.py
     attempts: Positive | None = None
     patience_s: Rate | None = None
 

@@ -24,6 +24,7 @@ from typing import Any
 from act_assets.errors import ActError
 
 MANIFEST = "artifact.json"
+REPLACED = ".replaced-"  # before the identity: an artifact that is being replaced by another of the same identity
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 _HASH_WHEN_USED_AGAIN = 64 * 2**20  # larger files are checked by size alone
 
@@ -95,6 +96,7 @@ class ArtifactStore:
     def reuse(self, key: Key, identity: Mapping[str, Any]) -> Artifact | None:
         """The sound artifact of exactly this identity, made current; None where it has to be built."""
         digest = identity_hash(identity)
+        self._restore(self._folder(key))
         artifact = self._load(key, digest[:16])
         if artifact is None:
             return None
@@ -139,16 +141,16 @@ class ArtifactStore:
             (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
             _sync_tree(folder)
             target = parent / digest[:16]
+            aside = parent / f"{REPLACED}{digest[:16]}"
             if target.exists() and (replace or not _sound(target)):
-                aside = parent / f".building-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-                target.rename(aside)
-                shutil.rmtree(aside)
+                target.rename(aside)  # `_sweep` puts it back if this is as far as it gets
             try:
                 folder.rename(target)
             except OSError:  # another run may have made the same artifact meanwhile
                 if not _sound(target):
                     raise
             _sync(parent)
+            shutil.rmtree(aside, ignore_errors=True)
         except OSError as error:
             if error.errno not in _DISK_ERRORS:
                 raise
@@ -213,6 +215,16 @@ class ArtifactStore:
             pid = int(left.name.split("-")[1])
             if not process_is_alive(pid):
                 shutil.rmtree(left, ignore_errors=True)
+        self._restore(folder)
+
+    def _restore(self, folder: Path) -> None:
+        """Puts back what a process had moved aside when it was killed."""
+        for replaced in folder.glob(f"{REPLACED}*"):
+            target = folder / replaced.name.removeprefix(REPLACED)
+            if target.exists():
+                shutil.rmtree(replaced, ignore_errors=True)
+            else:
+                replaced.rename(target)
 
 
 def process_is_alive(pid: int) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -117,6 +119,28 @@ def test_a_budget_holds_for_other_processes_too(shop: Workshop, monkeypatch: pyt
     with pytest.raises(RoleError, match="budget of 50 calls reached"):
         shop.run(spender="shared", max_calls=50)
     assert shop.asked() == 50
+
+
+def test_a_process_that_has_begun_sees_what_another_has_spent_since(shop: Workshop) -> None:
+    """As a run whose training process asks between two of its own assets."""
+    parent = shop.stage_run("both", max_calls=100)
+    with pytest.raises(RoleError, match="budget of 60 calls reached"):
+        run_stage(STAGES, "contrastive_pairs", replace(parent, calls=replace(parent.calls, max_calls=60)))
+    assert shop.asked() == 60
+    script = (
+        "import sys, json; from resources.configured import stage_run; from act_assets.pipeline import STAGES\n"
+        "from act_assets.stages import run_stage; from resources.llm.service import CallSettings\n"
+        "calls = CallSettings.from_json(json.loads(sys.argv[2]))\n"
+        "run_stage(STAGES, 'contrastive_pairs', stage_run(sys.argv[1], 0, 'pacific', 50, calls=calls))\n"
+    )
+    child = replace(parent.calls, max_calls=90)
+    command = [sys.executable, "-c", script, shop.profile(), json.dumps(child.to_json())]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert "budget of 90 calls reached" in ran.stderr
+    assert shop.asked() == 30
+    with pytest.raises(RoleError, match="budget of 100 calls reached"):
+        run_stage(STAGES, "contrastive_pairs", parent)
+    assert shop.asked() == 10, "60 + 30 had been spent"
 
 
 def test_a_budget_in_dollars_needs_prices(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:

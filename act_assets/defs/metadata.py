@@ -21,6 +21,7 @@ from resources.artifacts import Artifact
 
 SAMPLES = 3
 TABLE_ROWS = 20
+FAILED_ROWS = 1_000
 
 
 def metadata_of(outcome: Outcome) -> dict[str, Any]:
@@ -50,12 +51,12 @@ def metadata_of(outcome: Outcome) -> dict[str, Any]:
 
 
 def failed_items(error: ActError) -> dict[str, Any]:
-    """Metadata of a failure: every item without an answer, where the error knows them."""
+    """Metadata of a failure: the items without an answer, where the error knows them."""
     failures = error.failures if isinstance(error, RoleError) else ()
     if not failures:
         return {}
-    rows = [(f.label, f.kind, f.message) for f in failures]
-    return {"failed": len(rows), "failed_items": _table(("item", "kind", "message"), rows)}
+    rows = [(f.label, f.kind, f.message) for f in failures[:FAILED_ROWS]]
+    return {"failed": len(failures), "failed_items": _table(("item", "kind", "message"), rows)}
 
 
 def _exchanges(samples: list[dict[str, Any]]) -> dg.MarkdownMetadataValue:

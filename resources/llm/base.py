@@ -88,7 +88,8 @@ class ProviderError(Exception):
     """Raised by a provider for one request; `LLM` turns it into that item's LLMFailure.
 
     `retry_after_s`: the provider's own word on when to ask again. `bad_key`: the credential is refused or used up,
-    another may do. `prompt_tokens`, `output_tokens`: what the provider says it charged for an answer that is of no use.
+    another may do. `prompt_tokens`, `output_tokens`: what the provider says it charged for an answer that is of no use;
+    `maybe_charged`: it may have charged, and nothing says how much.
     """
 
     def __init__(
@@ -99,12 +100,13 @@ class ProviderError(Exception):
         retryable: bool,
         retry_after_s: float | None = None,
         bad_key: bool = False,
+        maybe_charged: bool = False,
         prompt_tokens: int = 0,
         output_tokens: int = 0,
     ) -> None:
         super().__init__(message)
         self.kind, self.retryable = kind, retryable
-        self.retry_after_s, self.bad_key = retry_after_s, bad_key
+        self.retry_after_s, self.bad_key, self.maybe_charged = retry_after_s, bad_key, maybe_charged
         self.prompt_tokens, self.output_tokens = prompt_tokens, output_tokens
 
 

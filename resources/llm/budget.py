@@ -96,6 +96,10 @@ class Budget:
                 granted.refund()
             raise
 
+    def raise_to(self, spent_usd: float, calls: int) -> None:
+        """Other processes have spent under this budget: so much has been spent in all, as far as is known."""
+        self.spent_usd, self.calls = max(self.spent_usd, spent_usd), max(self.calls, calls)
+
     def describe(self) -> str:
         """Why a call was not allowed."""
         if self.max_calls is not None and self.calls + self._held_calls >= self.max_calls:

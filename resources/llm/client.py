@@ -10,6 +10,7 @@ answer on disk, and only then into the caller's hands.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
@@ -100,7 +101,7 @@ class LLM:
 
 # Questions that are being asked in this process, by memo folder and key. None: given up, ask it yourself; so it is
 # where the question was not sent, for another batch may be allowed to send it.
-_flights: dict[tuple[Path, str], asyncio.Future[Outcome | None]] = {}
+_flights: dict[tuple[int, Path, str], asyncio.Future[Outcome | None]] = {}
 
 
 class _Batch:
@@ -163,6 +164,9 @@ class _Batch:
             sample = (Exchange(request.role, request.label, request.messages, result.text, outcome.hit),)
         self.usage += _usage(outcome, sample)
         self.use = _with(self.use, outcome)
+        if outcome.lost_calls and self.llm.memory is not None:  # budgets count them, so they are noted at once
+            note, self.use = self.use, _ledger(self.llm, request)
+            await self.llm.memory.memo.note(note)
         if self.on_done:
             self.on_done()
         return result
@@ -171,10 +175,10 @@ class _Batch:
 
     async def _share(self, memory: Memory, request: LLMRequest, question: str, key: str) -> Outcome:
         """The outcome of a question that the memo did not hold; the same question is under way only once."""
-        flight = (memory.memo.folder, key)
+        flight = (os.getpid(), memory.memo.folder, key)
         while (under_way := _flights.get(flight)) is not None:
             outcome = await asyncio.shield(under_way)
-            if outcome is not None and (outcome.attempts or outcome.hit):
+            if outcome is not None and not outcome.own:
                 return outcome.shared()
         future: asyncio.Future[Outcome | None] = asyncio.get_running_loop().create_future()
         _flights[flight] = future
@@ -194,14 +198,18 @@ class _Batch:
             async with self._gate:
                 if memo.flights.begin(key):
                     try:
-                        stored = memo.answered(key, memory.not_before)
+                        if memo.stale():
+                            stored = await asyncio.to_thread(memo.answered, key, memory.not_before)
+                        else:
+                            stored = memo.answered(key, memory.not_before)
                         if stored is not None:
                             return await _found(stored)
                         if memory.offline:
                             await asyncio.to_thread(
                                 record_miss, memo.folder, key, question, request.role, request.label
                             )
-                            return Outcome(failure(request, "offline", f"not in the memo: key {key}", False))
+                            missing = failure(request, "offline", f"not in the memo: key {key}", False)
+                            return Outcome(missing, own=True)
                         return await self._ask_and_keep(memo, request, question)
                     finally:
                         memo.flights.end(key)
@@ -247,7 +255,7 @@ def _ledger(llm: LLM, first: LLMRequest) -> Use:
     asker = llm.asker
     return Use(
         provider=llm.provider.name,
-        base_url=getattr(llm.provider, "base_url", ""),
+        base_url=llm.provider.base_url if llm.memory else "",
         model=first.model,
         role=first.role,
         asset=asker.asset,
@@ -271,6 +279,7 @@ def _with(use: Use, outcome: Outcome) -> Use:
     return replace(
         use,
         failures=use.failures + isinstance(result, LLMFailure),
+        lost_calls=use.lost_calls + outcome.lost_calls,
         lost_prompt_tokens=use.lost_prompt_tokens + outcome.lost_prompt_tokens,
         lost_output_tokens=use.lost_output_tokens + outcome.lost_output_tokens,
         lost_usd=use.lost_usd + outcome.lost_usd,

@@ -80,6 +80,7 @@ class Lane:
 
     provider: Provider
     retired: bool = False
+    refusal: str = ""  # what the provider said last when it refused a call
     in_flight: int = 0
     limit: float = START  # calls at once that it is taken to bear
     slow_start: bool = True  # until the first congestion
@@ -151,6 +152,7 @@ class Lane:
 class _Waiter:
     tokens: int
     future: asyncio.Future[Slot]
+    patience_s: float
 
 
 class Pacer:
@@ -204,12 +206,12 @@ class Pacer:
         self._limits = limits if self._limits is None else self._limits.shared_with(limits)
         self._serve()
 
-    async def acquire(self, tokens: int) -> Slot:
+    async def acquire(self, tokens: int, patience_s: float = math.inf) -> Slot:
         """Wait until a call of about so many tokens (prompt and answer) may go out.
 
-        Raises ProviderError where no lane is left.
+        Raises ProviderError where no lane is left, or where the provider asks to wait longer than `patience_s`.
         """
-        waiter = _Waiter(tokens, asyncio.get_running_loop().create_future())
+        waiter = _Waiter(tokens, asyncio.get_running_loop().create_future(), patience_s)
         self._waiting.append(waiter)
         while True:
             self._serve()
@@ -225,7 +227,7 @@ class Pacer:
                 return slot
             # Between the grant and now another call was refused: nothing is sent during a Retry-After.
             self._take_back(slot)
-            waiter = _Waiter(tokens, asyncio.get_running_loop().create_future())
+            waiter = _Waiter(tokens, asyncio.get_running_loop().create_future(), patience_s)
             self._waiting.appendleft(waiter)
 
     def succeeded(self, slot: Slot, tokens_estimated: int, tokens_used: int) -> None:
@@ -320,6 +322,11 @@ class Pacer:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if (rest_s := self.rest_s) > 0.0:
+            for waiter in [w for w in self._waiting if rest_s > w.patience_s]:
+                self._waiting.remove(waiter)
+                if not waiter.future.done():
+                    waiter.future.set_exception(self._too_long(rest_s))
         while self._waiting:
             waiter = self._waiting[0]
             if waiter.future.done():  # cancelled meanwhile
@@ -349,8 +356,14 @@ class Pacer:
             idlest = min(ready, key=lambda lane: (lane.in_flight, len(lane.window)))
             waiter.future.set_result(idlest.send(now, waiter.tokens))
 
+    def _too_long(self, rest_s: float) -> ProviderError:
+        said = next((f": {lane.refusal}" for lane in self._open_lanes() if lane.refusal), "")
+        why = f"the provider asks to wait {rest_s:.0f} s more, longer than patience_s{said}"
+        return ProviderError("rate_limited", why, retryable=True)
+
     def _no_lane(self) -> ProviderError:
         provider = self.lanes[0].provider
         where = f" at {provider.base_url}" if provider.base_url else ""
         refused = "the only credential" if len(self.lanes) == 1 else f"all {len(self.lanes)} credentials"
-        return ProviderError("rejected", f"{provider.name}{where} refuses {refused}", retryable=False)
+        said = next((f": {lane.refusal}" for lane in self.lanes if lane.refusal), "")
+        return ProviderError("rejected", f"{provider.name}{where} refuses {refused}{said}", retryable=False)

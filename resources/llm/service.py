@@ -21,12 +21,13 @@ from resources.llm.base import LLMRequest, LLMResponse, Provider, ProviderError
 from resources.llm.budget import Budget
 from resources.llm.client import LLM, Memory, Mode
 from resources.llm.keys import GEMINI_KEYS, OPENAI_KEYS, clean_base_url, keys_of
-from resources.llm.memo.memo import memo_at
+from resources.llm.memo.memo import Memo, memo_at
 from resources.llm.memo.records import Asker
 from resources.llm.pacing import Limits, Pacer
 from resources.llm.prices import GEMINI_URL, OPENAI_URL, PriceTable
 from resources.llm.runtime import call_loop
 
+LONGEST_TIMEOUT_S = 600.0  # of a client library; a role's timeout_s ends a call before
 PRICES = "ACT_PRICES"  # environment variable: a YAML file whose rows win over the shipped prices
 
 
@@ -77,8 +78,8 @@ class CallSettings:
 ProviderFactory = Callable[[], Provider]
 
 _lock = threading.Lock()
-_pacers: dict[tuple[int, str, str, str], tuple[list[Provider], Pacer]] = {}
-_budgets: dict[tuple[int, Path, str], Budget] = {}
+_pacers: dict[tuple[int, str, str, str, tuple[str, ...]], tuple[list[Provider], Pacer]] = {}
+_budgets: dict[tuple[int, Path, str, float | None, int | None], Budget] = {}
 
 
 def open_llm(endpoint: Endpoint, settings: CallSettings, embedded: ProviderFactory) -> LLM:
@@ -96,17 +97,13 @@ def open_llm(endpoint: Endpoint, settings: CallSettings, embedded: ProviderFacto
         )
     memo = memo_at(settings.memo_folder)
     with _lock:
-        identity = (os.getpid(), endpoint.provider, base_url, endpoint.model)
+        keys = keys_of(*key_variables(endpoint.provider))
+        identity = (os.getpid(), endpoint.provider, base_url, endpoint.model, keys)
         if identity not in _pacers:
-            providers = _providers(endpoint, base_url, embedded)
+            providers = _providers(endpoint, base_url, keys, embedded)
             _pacers[identity] = (providers, Pacer(providers))
         providers, pacer = _pacers[identity]
-        purse = (os.getpid(), settings.memo_folder, settings.asker.budget)
-        if purse not in _budgets:
-            limited = settings.max_cost_usd is not None or settings.max_calls is not None
-            spent, calls = memo.spent(settings.asker.budget) if limited else (0.0, 0)
-            _budgets[purse] = Budget(settings.max_cost_usd, settings.max_calls, spent, calls)
-        budget = _budgets[purse]
+        budget = _budget(settings, memo)
     call_loop().call_soon_threadsafe(pacer.restrict, endpoint.limits)
     return LLM(
         providers,
@@ -123,6 +120,20 @@ def open_llm(endpoint: Endpoint, settings: CallSettings, embedded: ProviderFacto
         persistence=endpoint.persistence,
         asker=settings.asker,
     )
+
+
+def _budget(settings: CallSettings, memo: Memo) -> Budget:
+    """The budget of these settings, with what other processes have spent under it so far."""
+    spender, limits = settings.asker.budget, (settings.max_cost_usd, settings.max_calls)
+    if limits == (None, None) or not spender:
+        return Budget(*limits)
+    purse = (os.getpid(), settings.memo_folder, spender, *limits)
+    spent, calls = memo.spent(spender)
+    if purse in _budgets:
+        call_loop().call_soon_threadsafe(_budgets[purse].raise_to, spent, calls)
+    else:
+        _budgets[purse] = Budget(*limits, spent, calls)
+    return _budgets[purse]
 
 
 def served_at(endpoint: Endpoint) -> str:
@@ -143,12 +154,11 @@ def price_table() -> PriceTable:
     return PriceTable.load(Path(chosen).expanduser() if chosen else None)
 
 
-def _providers(endpoint: Endpoint, base_url: str, embedded: ProviderFactory) -> list[Provider]:
-    """One provider for each key."""
+def _providers(endpoint: Endpoint, base_url: str, keys: tuple[str, ...], embedded: ProviderFactory) -> list[Provider]:
+    """One provider for each key. Roles share them, so a role's own timeout is kept by asking.py."""
     if endpoint.provider == "embedded":
         return [embedded()]
-    keys = keys_of(*key_variables(endpoint.provider))
-    timeout_s = endpoint.persistence.timeout_s
+    timeout_s = max(LONGEST_TIMEOUT_S, endpoint.persistence.timeout_s)
     if endpoint.provider == "gemini":
         from resources.llm.gemini import GeminiProvider
 

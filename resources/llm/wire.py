@@ -77,7 +77,8 @@ def unsent_or_lost(error: Exception, base_url: str, timeout_s: float, *keys: str
     import httpx2
 
     if isinstance(error, TimeoutError | httpx2.TimeoutException):
-        return ProviderError("timeout", f"no whole answer from {base_url} within {timeout_s:g} s", retryable=True)
+        why = f"no whole answer from {base_url} within {timeout_s:g} s"
+        return ProviderError("timeout", why, retryable=True, maybe_charged=True)
     cause = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     lost = (
         httpx2.RequestError,
@@ -89,11 +90,13 @@ def unsent_or_lost(error: Exception, base_url: str, timeout_s: float, *keys: str
         UnicodeDecodeError,  # the answer is no text
     )
     if isinstance(error, lost) and not isinstance(error, httpx2.LocalProtocolError):
-        return ProviderError("unavailable", message(f"no answer from {base_url}: {cause}", *keys), retryable=True)
+        sent = not isinstance(error, httpx2.ConnectError | httpx2.PoolTimeout)
+        why = message(f"no answer from {base_url}: {cause}", *keys)
+        return ProviderError("unavailable", why, retryable=True, maybe_charged=sent)
     return ProviderError("rejected", message(f"the request cannot be sent: {cause}", *keys), retryable=False)
 
 
 def no_answer(base_url: str, body: str, *keys: str) -> ProviderError:
     """The failure that a success status means whose body is not of the protocol, say a proxy's HTML."""
     text = f"{base_url} answered with something that is not of its protocol: {body[:LONGEST] or 'an empty body'}"
-    return ProviderError("unavailable", message(text, *keys), retryable=True)
+    return ProviderError("unavailable", message(text, *keys), retryable=True, maybe_charged=True)

@@ -52,6 +52,31 @@ def visible(store: ArtifactStore) -> set[str]:
     return {p.name for p in folder_of(store).iterdir()} if folder_of(store).is_dir() else set()
 
 
+def test_an_artifact_that_is_made_again_takes_the_old_ones_place(store: ArtifactStore) -> None:
+    store.build(KEY, IDENTITY, making({"rows.txt": "old"}, {}))
+    new = store.build(KEY, IDENTITY, making({"rows.txt": "new"}, {}), replace=True)
+    assert new.file("rows.txt").read_text() == "new"
+    assert store.reuse(KEY, IDENTITY) == new
+    assert visible(store) == {new.path.name, "current"}
+
+
+def test_a_replacement_that_is_cut_off_loses_nothing(store: ArtifactStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = store.build(KEY, IDENTITY, making({"rows.txt": "old"}, {}))
+    rename = Path.rename
+
+    def killed(self: Path, target: Path) -> Path:
+        if self.name.startswith(".building-"):
+            raise KeyboardInterrupt  # the old one has been moved aside, the new one is not there yet
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        store.build(KEY, IDENTITY, making({"rows.txt": "new"}, {}), replace=True)
+    monkeypatch.undo()
+    assert store.reuse(KEY, IDENTITY) == old
+    assert old.file("rows.txt").read_text() == "old"
+
+
 def test_what_is_built_is_found_with_its_files_facts_and_identity(store: ArtifactStore) -> None:
     built = store.build(KEY, IDENTITY, making({"rows.txt": "rows", "sub/more.txt": "more"}, {"pairs": 2, "f1": 0.5}))
     for artifact in (built, store.find(KEY), store.require(KEY), store.reuse(KEY, IDENTITY)):

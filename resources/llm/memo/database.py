@@ -39,7 +39,7 @@ MEMORY_LIMIT = "512MB"  # DuckDB's own default is 80 % of the machine
 LOCK_WAIT_S = 60.0  # for a program that is not ours and has the database open
 SMALL_SEGMENT = 8 * 2**20  # bytes; smaller ones are merged when there are MANY_SEGMENTS of them
 MANY_SEGMENTS = 32
-REBUILD_BATCH = 50_000  # rows
+REBUILD_BYTES = 32 * 2**20  # of the archive at a time
 _DAMAGE = (
     duckdb.IOException,
     duckdb.SerializationException,
@@ -212,16 +212,16 @@ class Database:
         if not answers and not uses:
             return
         with self.writing(wait) as connection:
-            if answers:
-                self._archive("answers", to_arrow(answers, ANSWERS))
-            if uses:
-                self._archive("uses", to_arrow(uses, USES))
+            staged, used = to_arrow(answers, ANSWERS), to_arrow(uses, USES)
+            archived = [self._archive(kind, t) for kind, t in (("answers", staged), ("uses", used)) if t.num_rows]
             try:
-                self.insert(connection, to_arrow(answers, ANSWERS), to_arrow(uses, USES))
+                self.insert(connection, staged, used)
                 connection.execute("CHECKPOINT")  # closing does so too, but keeps quiet where it fails
             except duckdb.Error as error:
                 connection.close()
                 if not is_damage(error):
+                    for path in archived:  # the journal stays, and will write them again
+                        path.unlink()
                     raise
                 self._rebuild(error)
             connection.close()
@@ -262,8 +262,10 @@ class Database:
         """A name for another segment."""
         return self.archive / f"{kind}-{time.time_ns() // 1_000_000}-{uuid.uuid4().hex[:8]}.parquet"
 
-    def _archive(self, kind: str, table: pa.Table) -> None:
-        write_parquet(self.segment_path(kind), table)
+    def _archive(self, kind: str, table: pa.Table) -> Path:
+        path = self.segment_path(kind)
+        write_parquet(path, table)
+        return path
 
     def _merge_segments(self) -> None:
         """Makes one of many small segments; called while writing."""
@@ -312,11 +314,7 @@ class Database:
         deadline = time.monotonic() + LOCK_WAIT_S
         while True:
             try:
-                return duckdb.connect(
-                    str(self.path),
-                    read_only=read_only,
-                    config={"memory_limit": MEMORY_LIMIT, "preserve_insertion_order": "false"},
-                )
+                return connect(str(self.path), read_only)
             except duckdb.IOException as error:
                 if _LOCKED not in str(error):
                     raise
@@ -411,13 +409,13 @@ class Database:
 
     def _fill(self, path: Path) -> None:
         """Makes a database of all that the archive holds."""
-        with duckdb.connect(str(path), config={"memory_limit": MEMORY_LIMIT}) as connection:
+        with connect(str(path)) as connection:
             migrate(connection, str(path))
             for kind, schema in (("answers", ANSWERS), ("uses", USES)):
                 for segment in self.segments(kind):
                     try:
                         content = pq.ParquetFile(segment, page_checksum_verification=True)
-                        for batch in content.iter_batches(REBUILD_BATCH):
+                        for batch in content.iter_batches(_rows_at_once(content)):
                             table = pa.Table.from_batches([batch]).cast(schema)
                             if kind == "answers":
                                 self.insert(connection, table, USES.empty_table())
@@ -435,6 +433,15 @@ class Database:
 _NOT_A_SEGMENT = (OSError, pa.ArrowException, ValueError)  # ValueError: other columns
 
 
+def connect(path: str = ":memory:", read_only: bool = False) -> duckdb.DuckDBPyConnection:
+    """A connection of bounded memory that draws nothing into what commands print."""
+    connection = duckdb.connect(
+        path, read_only=read_only, config={"memory_limit": MEMORY_LIMIT, "preserve_insertion_order": "false"}
+    )
+    connection.execute("SET enable_progress_bar = false")
+    return connection
+
+
 def is_damage(error: duckdb.Error) -> bool:
     """Whether an error says that the database is damaged, and not the disk full or the like."""
     # What does not match its checksum is a plain Error, of none of the classes below it.
@@ -450,19 +457,20 @@ class Rebuilt(Exception):
     """The database was damaged while it was read, and has been rebuilt: ask again."""
 
 
-def unreadable(path: Path) -> str:
-    """Why a database file cannot be read in full; "" where it can. Reads every block: call it under a lock."""
-    error = _fault(path)
-    return str(error).splitlines()[0] if error else ""
-
-
 def _fault(path: Path) -> duckdb.Error | None:
     try:
-        with duckdb.connect(str(path), read_only=True, config={"memory_limit": MEMORY_LIMIT}) as connection:
+        with connect(str(path), read_only=True) as connection:
             read_all(connection)
     except duckdb.Error as error:
         return error
     return None
+
+
+def _rows_at_once(segment: pq.ParquetFile) -> int:
+    """How many rows of a segment come to about REBUILD_BYTES."""
+    groups = [segment.metadata.row_group(i) for i in range(segment.num_row_groups)]
+    row_bytes = max((g.total_byte_size / max(g.num_rows, 1) for g in groups), default=1.0)
+    return int(min(max(REBUILD_BYTES / max(row_bytes, 1.0), 100), 50_000))
 
 
 def read_all(connection: duckdb.DuckDBPyConnection) -> None:

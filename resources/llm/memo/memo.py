@@ -27,7 +27,8 @@ from resources.llm.memo.records import Answer, Record, Use
 from resources.llm.memo.tails import Tails
 
 LOG = logging.getLogger(__name__)
-FOLD_RECORDS = 5_000  # a journal of so many records is ended and folded: about 10 MB, half a second
+FOLD_RECORDS = 5_000  # a journal of so many records,
+FOLD_BYTES = 32 * 2**20  # or so many bytes, is ended and folded: some seconds at most, and bounded memory
 POLL_S = (0.01, 0.1)  # how often a process looks whether another has been answered: at first, at most
 
 
@@ -60,38 +61,47 @@ class Memo:
         self._polling = False
         self._open: dict[str, int] = {}  # questions of this process that are not answered yet
         self._late: dict[str, Stored] = {}  # those found in the database since
-        self.fold()
+        self._fold_aside(wait=True)
 
     # --- looking up ------------------------------------------------------------------------------------------
 
     def look_up(self, keys: Iterable[str], not_before: float = 0.0) -> Found:
         """The answers of those keys that have one, created at `not_before` (seconds since 1970) or later."""
         wanted = list(dict.fromkeys(keys))
-        with self._mutex:
-            while True:
+        while True:
+            with self._mutex:
                 self._read_journals()
                 generation = self.database.generation()
-                answers = self.database.look_up(wanted)
-                if self.database.generation() == generation:  # else a journal may have been folded meanwhile
-                    break
-            for key in wanted:
-                newest = self._unfolded(key)
-                if newest and (key not in answers or newest.created_at >= answers[key].created_at):
-                    answers[key] = newest
-        return Found({k: s for k, s in answers.items() if s.created_at >= not_before}, generation)
+            answers = self.database.look_up(wanted)  # without the mutex: it may wait for another process
+            with self._mutex:
+                self._read_journals()  # one of this process may have ended meanwhile
+                if self.database.generation() != generation:
+                    continue  # a journal may have been folded meanwhile
+                for key in wanted:
+                    newest = self._unfolded(key)
+                    if newest and (key not in answers or newest.created_at >= answers[key].created_at):
+                        answers[key] = newest
+            return Found({k: s for k, s in answers.items() if s.created_at >= not_before}, generation)
 
     def answered(self, key: str, not_before: float = 0.0) -> Stored | None:
         """What `look_up` would find for a question announced by `opened`; the database is asked for all open
-        questions together, and only when it has changed."""
-        with self._mutex:
-            self._read_journals()
-            generation = self.database.generation()
-            if generation != self._generation:
-                self._late = self.database.look_up(list(self._open))
-                self._generation = generation
-            both = (self._unfolded(key), self._late.get(key))
-            newest = max((s for s in both if s), key=lambda s: s.created_at, default=None)
-        return newest if newest and newest.created_at >= not_before else None
+        questions together, and only when it has changed (`stale`: then this may take a while)."""
+        while True:
+            with self._mutex:
+                self._read_journals()
+                generation, open_now = self.database.generation(), list(self._open)
+                if generation == self._generation:
+                    both = (self._unfolded(key), self._late.get(key))
+                    newest = max((s for s in both if s), key=lambda s: s.created_at, default=None)
+                    return newest if newest and newest.created_at >= not_before else None
+            late = self.database.look_up(open_now)  # without the mutex: it may wait for another process
+            with self._mutex:
+                if self._open.keys() <= set(open_now):  # else a question was opened meanwhile: look again
+                    self._late, self._generation = late, generation
+
+    def stale(self) -> bool:
+        """Whether the database has changed since it was last asked for the open questions."""
+        return self.database.generation() != self._generation
 
     def opened(self, keys: Iterable[str], generation: int) -> None:
         """Announces questions that are going to be asked, which `look_up` has not found at `generation`."""
@@ -123,11 +133,11 @@ class Memo:
         while True:
             generation = self.database.generation()
             paid = {
-                row[0]: float(row[1] or 0.0)
+                row[0]: (float(row[1] or 0.0), int(row[2]))
                 for row in self.database.query(
-                    "SELECT id, cost_usd FROM answers WHERE budget = ? UNION ALL "
-                    "SELECT id, cost_usd FROM history WHERE budget = ? UNION ALL "
-                    "SELECT id, lost_usd FROM uses WHERE budget = ? AND lost_prompt_tokens + lost_output_tokens > 0",
+                    "SELECT id, cost_usd, 1 FROM answers WHERE budget = ? UNION ALL "
+                    "SELECT id, cost_usd, 1 FROM history WHERE budget = ? UNION ALL "
+                    "SELECT id, lost_usd, lost_calls FROM uses WHERE budget = ? AND lost_calls > 0",
                     [budget] * 3,
                 )
             }
@@ -140,11 +150,11 @@ class Memo:
                     if r.budget != budget:
                         continue
                     if isinstance(r, Answer):
-                        paid[r.id] = r.cost_usd or 0.0
-                    elif r.lost_prompt_tokens + r.lost_output_tokens:
-                        paid[r.id] = r.lost_usd
+                        paid[r.id] = (r.cost_usd or 0.0, 1)
+                    elif r.lost_calls:
+                        paid[r.id] = (r.lost_usd, r.lost_calls)
             if self.database.generation() == generation:
-                return sum(paid.values()), len(paid)
+                return sum(usd for usd, _ in paid.values()), sum(calls for _, calls in paid.values())
 
     # --- keeping ---------------------------------------------------------------------------------------------
 
@@ -193,7 +203,7 @@ class Memo:
         with self._mutex:
             self._journal.append(lines)
             self._own.update((r.key, Stored.of(r)) for r in records if isinstance(r, Answer))
-            full = self._journal.records >= FOLD_RECORDS
+            full = self._journal.records >= FOLD_RECORDS or self._journal.size >= FOLD_BYTES
             if full:
                 self._seal()
         if full:
@@ -250,18 +260,16 @@ class Memo:
         Returns what could not be read; a damaged journal is kept beside (`*.damaged`). With `wait` off, does
         nothing while another process is writing.
         """
+        reported: list[Damage] = []
         with finished(journals(self.journal_folder)) as paths:
-            if not paths:
-                return []
-            read = [(path, *read_journal(path)) for path in paths]
-            answers = [r for _, records, _, _ in read for r in records if isinstance(r, Answer)]
-            uses = [r for _, records, _, _ in read for r in records if isinstance(r, Use)]
-            try:
-                self.database.fold(answers, uses, wait)
-            except Busy:
-                return []
-            reported = []
-            for path, _, _, damage in read:
+            for path in paths:  # one at a time, for memory
+                records, _, damage = read_journal(path)
+                answers = [r for r in records if isinstance(r, Answer)]
+                uses = [r for r in records if isinstance(r, Use)]
+                try:
+                    self.database.fold(answers, uses, wait)
+                except Busy:
+                    break
                 for one in damage:
                     LOG.warning("the memo's journal %s", one)
                     reported.append(one)
@@ -269,7 +277,7 @@ class Memo:
                     path.rename(path.with_name(path.name + ".damaged"))
                 else:
                     path.unlink(missing_ok=True)
-            return reported
+        return reported
 
     def _fold_aside(self, wait: bool = False) -> None:
         try:

@@ -121,7 +121,8 @@ class Answer:
 class Use:
     """What one batch of questions came to beside its answers: a row of the ledger.
 
-    Hits with the tokens and dollars they saved; failed calls with the tokens and dollars they cost all the same.
+    Hits with the tokens and dollars they saved; questions without an answer; calls that were charged all the same, or
+    may have been (a timeout, at its estimate), with their tokens and dollars.
     """
 
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -139,6 +140,7 @@ class Use:
     saved_output_tokens: int = 0
     saved_usd: float = 0.0
     failures: int = 0
+    lost_calls: int = 0
     lost_prompt_tokens: int = 0
     lost_output_tokens: int = 0
     lost_usd: float = 0.0

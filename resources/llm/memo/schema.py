@@ -36,6 +36,7 @@ MIGRATIONS: tuple[str, ...] = (
       model VARCHAR NOT NULL, role VARCHAR NOT NULL, asset VARCHAR NOT NULL, partition VARCHAR NOT NULL,
       run VARCHAR NOT NULL, budget VARCHAR NOT NULL, hits BIGINT NOT NULL, saved_prompt_tokens BIGINT NOT NULL,
       saved_output_tokens BIGINT NOT NULL, saved_usd DOUBLE NOT NULL, failures BIGINT NOT NULL,
+      lost_calls BIGINT NOT NULL,
       lost_prompt_tokens BIGINT NOT NULL, lost_output_tokens BIGINT NOT NULL, lost_usd DOUBLE NOT NULL
     );
     """,

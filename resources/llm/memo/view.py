@@ -12,7 +12,7 @@ import duckdb
 import pyarrow as pa
 
 from act_assets.errors import ActError
-from resources.llm.memo.database import Database, Rebuilt
+from resources.llm.memo.database import Database, Rebuilt, connect
 from resources.llm.memo.journal import journals, read_journal
 from resources.llm.memo.memo import Memo
 from resources.llm.memo.records import ANSWER_FIELDS, Answer, Record, Use
@@ -72,7 +72,7 @@ def _ask(database: Database, unfolded: list[Record], ask: Ask[T]) -> T:
         if connection is not None:
             _define(connection, unfolded)
             return ask(connection)
-    with duckdb.connect() as empty:
+    with connect() as empty:
         migrate(empty, str(database.path))
         _define(empty, unfolded)
         return ask(empty)

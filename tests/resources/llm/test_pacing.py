@@ -174,6 +174,24 @@ def test_a_call_granted_just_before_a_pause_waits_for_its_end() -> None:
     run(main())
 
 
+def test_nobody_waits_longer_than_their_patience() -> None:
+    async def main() -> None:
+        pacer = new_pacer(max_concurrency=1)
+        slot = await pacer.acquire(1)
+        hasty = asyncio.ensure_future(pacer.acquire(1, patience_s=30.0))
+        patient = asyncio.ensure_future(pacer.acquire(1, patience_s=3600.0))
+        await asyncio.sleep(0)
+        slot.lane.refusal = "come back later"
+        pacer.rate_limited(slot, 600.0)
+        with pytest.raises(ProviderError, match=r"600 s more.*come back later") as error:
+            await hasty
+        assert error.value.retryable
+        pacer.released(await patient)
+        assert idle(pacer)
+
+    run(main())
+
+
 def test_the_limit_stays_between_one_and_the_ceiling() -> None:
     async def main() -> None:
         pacer = new_pacer(max_concurrency=10)

@@ -237,12 +237,12 @@ def test_a_process_has_one_memo_of_a_folder_until_it_closes_it(tmp_path: Path, m
 def test_what_was_paid_under_a_budget_is_counted_wherever_it_is(memo: Memo, make_answer: MakeAnswer) -> None:
     other = Memo(memo.folder)
     assert memo.spent("budget-1") == (0.0, 0)
-    failed = Use(budget="budget-1", failures=1, lost_prompt_tokens=3, lost_usd=0.25)
+    failed = Use(budget="budget-1", failures=1, lost_calls=2, lost_prompt_tokens=3, lost_usd=0.25)
     memo.database.fold([make_answer("a", 1.0), make_answer("a", 2.0)], [failed])  # one of them is history
     other.append([make_answer("b", cost_usd=None), Use(budget="budget-1", hits=5, saved_usd=9.0)])
     memo.append([make_answer("c"), make_answer("d", budget="budget-2"), Use(budget="budget-1", failures=2)])
     for _ in range(2):
-        assert memo.spent("budget-1") == other.spent("budget-1") == (1.75, 5)
+        assert memo.spent("budget-1") == other.spent("budget-1") == (1.75, 6)
         assert memo.spent("budget-2") == (0.5, 1) and memo.spent("") == (0.0, 0)
         memo.close()
         other.close()

@@ -124,6 +124,21 @@ def test_a_journal_folded_in_the_middle_of_a_look_up_is_found(
 # --- questions that are open while others answer them ----------------------------------------------------------
 
 
+def test_a_journal_of_its_own_that_ends_in_the_middle_of_a_look_up_is_found(
+    ours: Memo, answer_to: MakeAnswer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours.append([answer_to("a")])
+    look_up = ours.database.look_up
+
+    def looking(keys: Sequence[str]) -> dict[str, Stored]:
+        found = look_up(keys)
+        ours._seal()  # as another thread does whose answer fills the journal; it is folded later
+        return found
+
+    monkeypatch.setattr(ours.database, "look_up", looking)
+    assert texts(ours, "a").keys() == {"a"}
+
+
 def test_an_open_question_that_another_process_has_answered_is_found(
     ours: Memo, theirs: Memo, answer_to: MakeAnswer
 ) -> None:

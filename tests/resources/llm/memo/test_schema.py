@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -129,7 +130,18 @@ def test_answers_paid_meanwhile_stay_in_their_journal(
     assert len(Memo(filled).look_up([*KEYS, "new"]).answers) == 101
 
 
-def test_answers_survive_the_way_through_arrow(make_answer: MakeAnswer) -> None:
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Tokyo"])
+def test_answers_survive_the_way_through_arrow(
+    make_answer: MakeAnswer, monkeypatch: pytest.MonkeyPatch, zone: str
+) -> None:
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("TZ", zone)
+        time.tzset()
+        there_and_back(make_answer)
+    time.tzset()
+
+
+def there_and_back(make_answer: MakeAnswer) -> None:
     answers = [make_answer("a", 1732108801.123456, cost_usd=None), make_answer("b", 0.0, text="\0😀")]
     assert answers_of(to_arrow(answers, ANSWERS)) == answers
     assert answers_of(to_arrow([], ANSWERS)) == []

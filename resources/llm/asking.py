@@ -13,10 +13,9 @@ from dataclasses import dataclass, replace
 
 from resources.llm.base import FailureKind, LLMFailure, LLMRequest, LLMResponse, LLMResult, ProviderError
 from resources.llm.budget import Budget, Reservation, estimate_tokens
-from resources.llm.pacing import Pacer, Slot
+from resources.llm.pacing import LONGEST_BACKOFF_S, Pacer, Slot
 from resources.llm.prices import Price
 
-LONGEST_BACKOFF_S = 60.0
 _jitter = random.Random()  # spreads retries; touches no result
 
 

@@ -20,13 +20,13 @@ from pydantic.alias_generators import to_camel
 from resources.llm import wire
 from resources.llm.base import FailureKind, LLMRequest, LLMResponse, ProviderError
 from resources.llm.keys import clean_base_url
+from resources.llm.prices import GEMINI_URL
 
 if TYPE_CHECKING:
     import httpx2
     from google.genai import Client
     from google.genai.types import ContentDict, GenerateContentConfig
 
-BASE_URL = "https://generativelanguage.googleapis.com"
 # Pinned, for the library also takes it from the environment, and the two do not know the same models.
 API_VERSION = "v1beta"
 # Gemini refuses requests that give it less.
@@ -108,7 +108,7 @@ class GeminiProvider:
 
     name = "gemini"
 
-    def __init__(self, api_key: str, *, base_url: str = BASE_URL, timeout_s: float = 120.0) -> None:
+    def __init__(self, api_key: str, *, base_url: str = GEMINI_URL, timeout_s: float = 120.0) -> None:
         self.base_url = clean_base_url(base_url)
         self.timeout_s = timeout_s
         self._key = api_key

@@ -17,11 +17,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from resources.llm import wire
 from resources.llm.base import FailureKind, LLMRequest, LLMResponse, ProviderError
 from resources.llm.keys import clean_base_url
+from resources.llm.prices import OPENAI_URL
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-BASE_URL = "https://api.openai.com/v1"
 
 _WHOLE = {"stop", "eos", "eos_token", "stop_sequence"}  # as some servers call it
 # Parameters that `extra` may not set: they are said elsewhere in the request, or change the form of the answer.
@@ -68,7 +68,7 @@ class OpenAIProvider:
 
     name = "openai"
 
-    def __init__(self, api_key: str, *, base_url: str = BASE_URL, timeout_s: float = 120.0) -> None:
+    def __init__(self, api_key: str, *, base_url: str = OPENAI_URL, timeout_s: float = 120.0) -> None:
         self.base_url = clean_base_url(base_url)
         self.timeout_s = timeout_s
         self._key = api_key

@@ -246,8 +246,18 @@ def test_an_answer_that_cannot_be_kept_is_an_error(memo: Memo, monkeypatch: pyte
     assert outcomes(llm.complete_all(asking("a", "b"))) == ["answer to a", "answer to b"]
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A shell that runs the tests in the background has SIGINT ignored, and Python leaves it so."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("allowed", [3, 16])
-def test_an_interrupt_keeps_what_is_under_way_and_sends_nothing_more(memo: Memo, allowed: int) -> None:
+def test_an_interrupt_keeps_what_is_under_way_and_sends_nothing_more(
+    memo: Memo, allowed: int, interruptible: None
+) -> None:
     """With 16 allowed at once, half of them wait at the pacer, which starts with 8."""
     under_way = min(allowed, 8)
     interrupted = threading.Event()

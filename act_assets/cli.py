@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import math
 import os
@@ -274,7 +275,15 @@ def _show(made: Made) -> None:
 def main() -> None:
     """Entry point: errors of ours are messages with exit code 1, others keep their traceback with ACT_DEBUG=1."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not os.environ.get("ACT_DEBUG"):
+        atexit.register(_end_quietly)  # the first to be registered is the last to run
     _guarded(app)
+
+
+def _end_quietly() -> None:
+    """After everything else: DuckDB's binding lists, at the very end, what other libraries keep alive of it."""
+    sys.stderr.flush()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def _guarded(call: Callable[[], Any]) -> None:

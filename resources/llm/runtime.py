@@ -7,6 +7,7 @@ them. It runs in a daemon thread and starts with the first call.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import threading
 from collections.abc import Callable, Coroutine
@@ -25,9 +26,21 @@ def call_loop() -> asyncio.AbstractEventLoop:
     with _lock:
         if _running is None or _running[0] != os.getpid():
             loop = asyncio.new_event_loop()
-            threading.Thread(target=loop.run_forever, name="llm-calls", daemon=True).start()
+            thread = threading.Thread(target=loop.run_forever, name="llm-calls", daemon=True)
+            thread.start()
+            atexit.register(_end, os.getpid(), loop, thread)
             _running = (os.getpid(), loop)
         return _running[1]
+
+
+def _end(pid: int, loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
+    """Ends the loop with its process, so that nothing of it is left when the interpreter takes itself apart."""
+    if pid != os.getpid():
+        return
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(1.0)
+    if not thread.is_alive():
+        loop.close()
 
 
 def run_calls(work: Coroutine[Any, Any, T], stop: Callable[[], None]) -> T:

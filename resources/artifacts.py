@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from act_assets.errors import ActError
+from resources.files import sync
 
 MANIFEST = "artifact.json"
 REPLACED = ".replaced-"  # before the identity: an artifact that is being replaced by another of the same identity
@@ -149,7 +150,7 @@ class ArtifactStore:
             except OSError:  # another run may have made the same artifact meanwhile
                 if not _sound(target):
                     raise
-            _sync(parent)
+            sync(parent)
             shutil.rmtree(aside, ignore_errors=True)
         except OSError as error:
             if error.errno not in _DISK_ERRORS:
@@ -197,9 +198,9 @@ class ArtifactStore:
         folder.mkdir(exist_ok=True)
         beside = folder / f".{self.run}-{uuid.uuid4().hex[:8]}"
         beside.write_text(name + "\n", encoding="utf-8")
-        _sync(beside)
+        sync(beside)
         beside.rename(folder / self.run)
-        _sync(folder)
+        sync(folder)
 
     def _writable(self, folder: Path) -> None:
         try:
@@ -270,14 +271,6 @@ def _sound(folder: Path) -> bool:
     return True
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _sync_tree(folder: Path) -> None:
     for path in [*folder.rglob("*"), folder]:
-        _sync(path)
+        sync(path)

@@ -11,9 +11,9 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from resources.files import sync
 from resources.llm.memo.database import Database, write_parquet
 from resources.llm.memo.exchange import write_answers
-from resources.llm.memo.journal import sync_folder
 from resources.llm.memo.records import USE_FIELDS, Record, Use
 from resources.llm.memo.schema import ANSWERS, USES
 from resources.llm.memo.view import COLUMNS, Filters, first_line, portions
@@ -160,7 +160,7 @@ def write_anew(connection: duckdb.DuckDBPyConnection, database: Database, found:
         path.rename(path.with_name(path.name + ".damaged"))
     for path in (*found.sound, *database.archive.glob(f".{found.kind}-*")):  # the latter were never finished
         path.unlink()
-    sync_folder(database.archive)
+    sync(database.archive)
 
 
 def _write(connection: duckdb.DuckDBPyConnection, database: Database, kind: str, source: str) -> None:

@@ -18,7 +18,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +29,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from act_assets.errors import ActError
+from resources.files import private_file, sync
 from resources.llm.base import LLMResponse
-from resources.llm.memo.journal import sync_folder
 from resources.llm.memo.records import Answer, Use
 from resources.llm.memo.schema import ANSWERS, USES, migrate, schema_version, to_arrow
 
@@ -373,7 +373,7 @@ class Database:
         for path in (self.path, self.path.with_name(self.path.name + ".wal")):
             if path.exists():
                 path.rename(path.with_name(f"{path.name}.{stamp}"))
-        sync_folder(self.folder)
+        sync(self.folder)
         if why is None:
             LOG.warning("the memo's database is gone; rebuilt from the archive")
         else:
@@ -404,7 +404,7 @@ class Database:
         self._set_aside(why)
         beside.rename(self.path)
         self._private()
-        sync_folder(self.folder)
+        sync(self.folder)
         self.changed()
 
     def _fill(self, path: Path) -> None:
@@ -481,18 +481,14 @@ def read_all(connection: duckdb.DuckDBPyConnection) -> None:
 
 def write_parquet(path: Path, table: pa.Table) -> None:
     """A Parquet file, whole or not at all, on disk on return; file mode 0600."""
-    write_tables(path, table.schema, iter([table]))
+    write_tables(path, table.schema, [table])
 
 
-def write_tables(path: Path, schema: pa.Schema, tables: Iterator[pa.Table]) -> None:
+def write_tables(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
     """The same with one table at a time in memory."""
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as stream:
-        with pq.ParquetWriter(stream, schema, compression="zstd", write_page_checksum=True) as writer:
-            for table in tables:
-                writer.write_table(table)
-        stream.flush()
-        os.fsync(stream.fileno())
-    beside.rename(path)
-    sync_folder(path.parent)
+    with (
+        private_file(path) as stream,
+        pq.ParquetWriter(stream, schema, compression="zstd", write_page_checksum=True) as writer,
+    ):
+        for table in tables:
+            writer.write_table(table)

@@ -6,21 +6,19 @@ Prompts and answers are in the file in clear, and so is who asked (asset, partit
 from __future__ import annotations
 
 import json
-import os
 import time
-import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from act_assets.errors import ActError
-from resources.llm.memo.journal import sync_folder
+from resources.files import private_file
+from resources.llm.memo.database import write_tables
 from resources.llm.memo.memo import Memo
 from resources.llm.memo.records import ANSWER_FIELDS, Answer, canonical, from_json, key_of, to_json
 from resources.llm.memo.schema import ANSWERS, answers_of
@@ -71,33 +69,14 @@ def export(memo: Memo, path: Path, filters: Filters, history: bool = False) -> E
 
 
 def write_answers(path: Path, tables: Iterable[pa.Table]) -> None:
-    """A file of answers, one table at a time in memory."""
-    with private_file(path) as stream:
-        if path.suffix == ".parquet":
-            with pq.ParquetWriter(stream, ANSWERS, compression="zstd", write_page_checksum=True) as writer:
-                for table in tables:
-                    writer.write_table(table)
-        else:
-            for table in tables:
-                stream.writelines(canonical(to_json(a)).encode("ascii") + b"\n" for a in answers_of(table))
-
-
-@contextmanager
-def private_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file written beside and renamed: whole and on disk, or not there. Mode 0600. Raises ActError."""
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    """A file of answers, one table at a time in memory. Raises ActError where it cannot be written."""
     try:
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as stream:
-                yield stream
-                stream.flush()
-                os.fsync(stream.fileno())
-            beside.rename(path)
-        except BaseException:
-            beside.unlink(missing_ok=True)
-            raise
-        sync_folder(path.parent)
+        if path.suffix == ".parquet":
+            write_tables(path, ANSWERS, tables)
+        else:
+            with private_file(path) as stream:
+                for table in tables:
+                    stream.writelines(canonical(to_json(a)).encode("ascii") + b"\n" for a in answers_of(table))
     except OSError as error:
         raise ActError(
             f"a file of answers cannot be written: {error}", where=str(path), todo="free disk space, or choose another"

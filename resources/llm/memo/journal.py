@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from act_assets.errors import ActError
+from resources.files import sync
 from resources.llm.memo.records import Record, canonical, from_json, to_json
 
 SUFFIX = ".jsonl"
@@ -124,7 +125,7 @@ class Journal:
             # Locked before it has its name: whoever lists journals never sees one of a live process unlocked.
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             beside.rename(self.folder / f"{name}{SUFFIX}")
-            sync_folder(self.folder)
+            sync(self.folder)
         except OSError:
             os.close(descriptor)
             raise
@@ -166,12 +167,3 @@ def _names(path: Path, descriptor: int) -> bool:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:
         return False
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes created, renamed and deleted names durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -179,7 +179,7 @@ def test_all_that_was_pruned_leaves_an_empty_archive(memo: Memo) -> None:
     assert verify(memo.folder) == Verdict()
 
 
-@pytest.mark.parametrize("step", ["write_answers", "unlink", "sync_folder"])
+@pytest.mark.parametrize("step", ["write_answers", "unlink", "sync"])
 def test_a_prune_that_is_killed_loses_nothing_that_was_to_stay(folder: Path, step: str) -> None:
     """In a process of its own, which ends at once at one step."""
     folded(folder, paid("a", "a"), paid("b", "b", role="intent"))

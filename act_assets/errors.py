@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Failed(Protocol):
@@ -55,3 +55,21 @@ class RoleError(ActError):
 
 class TrainingError(ActError):
     """Training could not go on; what was finished before is intact."""
+
+
+def mistake_of(error: Any, whole: str = "") -> str:
+    """One of pydantic's errors as a sentence; `whole` names what has it where it is of no single key."""
+    key = ".".join(str(part) for part in error["loc"]) or whole
+    if error["type"] == "extra_forbidden":
+        return f"{key}: unknown key"
+    if error["type"] == "missing":
+        return f"{key}: missing"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    given = f" (given: {error['input']!r})" if isinstance(error["input"], str | int | float | bool) else ""
+    return f"{key}: {message[0].lower()}{message[1:]}{given}"
+
+
+def all_mistakes(what: str, mistakes: Sequence[str]) -> str:
+    """The mistakes of a file, one a line."""
+    number = f"{len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''}"
+    return f"{what} has {number}:\n" + "\n".join(f"  - {m}" for m in mistakes)

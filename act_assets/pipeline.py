@@ -68,7 +68,7 @@ def build_conversations(run: StageRun, folder: Path) -> dict[str, Any]:
 def build_action_labels(run: StageRun, folder: Path) -> dict[str, Any]:
     """G's label of every turn, and how far it agrees with gold."""
     source = run.profile.roles.annotator.source
-    annotator = _cast(run).annotator()
+    annotator = cast_of(run).annotator()
     facts: dict[str, Any] = {"source": source}
     every: list[ActionLabel] = []
     for side in SIDES:
@@ -103,7 +103,7 @@ def build_train_subset(run: StageRun, folder: Path) -> dict[str, Any]:
 def build_intents(run: StageRun, folder: Path) -> dict[str, Any]:
     """An intent summary per conversation of the subset (or of the validation side)."""
     conversations = _side_conversations(run, conversations_of)
-    summarizer = _cast(run).intent_summarizer()
+    summarizer = cast_of(run).intent_summarizer()
     with run.progress("intent summaries", len(conversations)) as done:
         texts = require_all(summarizer.summarize(conversations, done), "intent summaries")
     rows = [IntentSummary(c.task, c.conversation_id, text) for c, text in zip(conversations, texts, strict=True)]
@@ -115,7 +115,7 @@ def build_contrastive_pairs(run: StageRun, folder: Path) -> dict[str, Any]:
     """Algorithm 1 over the subset (or the validation side); in-context conversations from the training side."""
     conversations = _side_conversations(run, labelled_conversations)
     pool = conversations if "train_subset" in run.inputs else labelled_conversations(run, "train")
-    generator = _cast(run).generator(pool)
+    generator = cast_of(run).generator(pool)
     turns = turns_of(run, conversations)
     with run.progress("contrastive pairs", len(turns)) as done:
         pairs, report = build_pairs(run.task, turns, generator, run.seed, done)
@@ -175,7 +175,7 @@ def _evaluation_build(method: str) -> Any:
                 profile.evaluation.batch_size,
             ),
         )
-        cast = _cast(run)
+        cast = cast_of(run)
         subset = read_rows(run.inputs["train_subset"].file("train.parquet"), Conversation)
         classifier = cast.classifier(subset)
         simulator = cast.simulator()
@@ -339,7 +339,8 @@ def _side_conversations(run: StageRun, validation: Callable[[StageRun, str], lis
     return read_rows(run.inputs["train_subset"].file("train.parquet"), Conversation)
 
 
-def _cast(run: StageRun) -> Cast:
+def cast_of(run: StageRun) -> Cast:
+    """The roles of a run."""
     return Cast(run.profile, run.task, run.prompts_dir, run.seed, run.calls)
 
 

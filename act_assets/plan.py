@@ -15,11 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from act_assets.conversation import Conversation, TurnState, Utterance
-from act_assets.pipeline import STAGES, conversations_of, labelled_conversations, turns_of
+from act_assets.pipeline import STAGES, cast_of, conversations_of, labelled_conversations, turns_of
 from act_assets.preference import rejected_action
 from act_assets.profile import LLMRole
-from act_assets.roles.cast import Cast, endpoint_of
-from act_assets.roles.embedded import EmbeddedProvider
+from act_assets.roles.cast import Cast
 from act_assets.rows import read_rows
 from act_assets.seeds import derive_seed
 from act_assets.stages import StageRun, run_stage, stage_key, up_to_date
@@ -27,9 +26,7 @@ from resources.artifacts import ArtifactStore
 from resources.llm.base import LLMRequest
 from resources.llm.budget import estimate_tokens
 from resources.llm.memo.memo import Memo, memo_at
-from resources.llm.memo.records import key_of, question_of
-from resources.llm.prices import Price
-from resources.llm.service import price_table, served_at
+from resources.llm.memo.records import key_of
 
 TURN_TOKENS = 40  # tokens of an utterance where nothing has been measured: PACIFIC's responses take 26 on average
 
@@ -83,7 +80,7 @@ def plan(run: StageRun, *, with_act: bool = True) -> list[PlanLine]:
             if up_to_date(STAGES, stage.name, run):
                 lines.append(_done(run, questions, role))
             else:
-                lines.append(_line(run, questions, role, memo, planned))
+                lines.append(_line(scratch, questions, role, memo, planned))
     return lines
 
 
@@ -103,7 +100,7 @@ def _with_free_inputs(run: StageRun, folder: Path) -> StageRun:
 
 def _questions(run: StageRun, with_act: bool) -> list[Questions]:
     """Asset by asset, in the order of the graph."""
-    cast = Cast(run.profile, run.task, run.prompts_dir, run.seed, run.calls)
+    cast = cast_of(run)
     roles, act = run.profile.roles, run.profile.act
     train = read_rows(run.inputs["train_subset"].file("train.parquet"), Conversation)
     validation = conversations_of(run, "validation")
@@ -160,8 +157,9 @@ def _simulated(
 
 def _line(run: StageRun, questions: Questions, role: LLMRole, memo: Memo, planned: set[str]) -> PlanLine:
     requests = questions.requests
+    llm = cast_of(run).llm(role)
     if questions.times is None:
-        keys = [key_of(_canonical(role, r)) for r in requests]
+        keys = [key_of(llm.question(r)) for r in requests]
         found = memo.look_up(keys).answers
         fresh = {k: r for k, r in zip(keys, requests, strict=True) if k not in found and k not in planned}
         planned.update(fresh)
@@ -172,7 +170,6 @@ def _line(run: StageRun, questions: Questions, role: LLMRole, memo: Memo, planne
         calls, to_ask, memoized = questions.times, questions.times, 0
         prompt_tokens = round(sum(map(_prompt_tokens, requests)) / len(requests) * to_ask)
     output_tokens = round(_output_tokens(memo, role, questions.role) * to_ask)
-    price = _price(role)
     return PlanLine(
         questions.asset,
         _partition(run, questions.asset),
@@ -185,7 +182,7 @@ def _line(run: StageRun, questions: Questions, role: LLMRole, memo: Memo, planne
         questions.times is not None,
         prompt_tokens,
         output_tokens,
-        price.cost(prompt_tokens, output_tokens) if price else None,
+        llm.line.cost(prompt_tokens, output_tokens),
     )
 
 
@@ -197,16 +194,6 @@ def _done(run: StageRun, questions: Questions, role: LLMRole) -> PlanLine:
 
 def _partition(run: StageRun, asset: str) -> str:
     return stage_key(STAGES[asset], run).partition
-
-
-def _canonical(role: LLMRole, request: LLMRequest) -> str:
-    """The question as the memo keys it."""
-    fingerprint = EmbeddedProvider().fingerprint(request) if role.provider == "embedded" else None
-    return question_of(role.provider, served_at(endpoint_of(role)), request, fingerprint)
-
-
-def _price(role: LLMRole) -> Price | None:
-    return price_table().price(role.provider, served_at(endpoint_of(role)), role.model)
 
 
 def _prompt_tokens(request: LLMRequest) -> int:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from act_assets.errors import ProfileError
+from act_assets.errors import ProfileError, all_mistakes, mistake_of
 from act_assets.home import PACKAGE
 
 Positive = Annotated[int, Field(gt=0, strict=True)]
@@ -239,21 +239,9 @@ def load_profile(name_or_path: str) -> Profile:
     try:
         return Profile.model_validate({"name": path.stem, **content})
     except ValidationError as error:
-        mistakes = [_mistake(e) for e in error.errors()]
+        mistakes = [mistake_of(e, "(whole profile)") for e in error.errors()]
         raise ProfileError(
-            f"the profile has {len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''}:\n"
-            + "\n".join(f"  - {m}" for m in mistakes),
+            all_mistakes("the profile", mistakes),
             where=str(path),
             todo="mend all of them, then run again",
         ) from error
-
-
-def _mistake(error: Any) -> str:
-    key = ".".join(str(part) for part in error["loc"]) or "(whole profile)"
-    if error["type"] == "extra_forbidden":
-        return f"{key}: unknown key"
-    if error["type"] == "missing":
-        return f"{key}: missing"
-    message = str(error["msg"]).removeprefix("Value error, ")
-    given = f" (given: {error['input']!r})" if isinstance(error["input"], str | int | float | bool) else ""
-    return f"{key}: {message[0].lower()}{message[1:]}{given}"

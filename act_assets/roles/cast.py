@@ -40,21 +40,21 @@ class Cast:
         """M with in-context conversations drawn from `pool`, which is training data."""
         role = self.profile.roles.generator
         examples, shown = self._in_context(pool)
-        return Generator(self._llm(role), self._settings(role), self.task, examples, self.prompts_dir, shown=shown)
+        return Generator(self.llm(role), self._settings(role), self.task, examples, self.prompts_dir, shown=shown)
 
     def intent_summarizer(self) -> IntentSummarizer:
         role = self.profile.roles.intent
-        return IntentSummarizer(self._llm(role), self._settings(role), self.task, self.prompts_dir)
+        return IntentSummarizer(self.llm(role), self._settings(role), self.task, self.prompts_dir)
 
     def simulator(self) -> Simulator:
         role = self.profile.roles.simulator
-        return Simulator(self._llm(role), self._settings(role), self.task, self.prompts_dir)
+        return Simulator(self.llm(role), self._settings(role), self.task, self.prompts_dir)
 
     def annotator(self) -> Annotator:
         role = self.profile.roles.annotator
         if role.llm is None:
             return Annotator(self.task, role.source)
-        return Annotator(self.task, role.source, self._llm(role.llm), self._settings(role.llm), self.prompts_dir)
+        return Annotator(self.task, role.source, self.llm(role.llm), self._settings(role.llm), self.prompts_dir)
 
     def classifier(self, pool: Sequence[Conversation]) -> Classifier:
         """A with in-context conversations drawn from `pool`, which is training data."""
@@ -62,7 +62,7 @@ class Cast:
         if role.llm is None:
             return Classifier(self.task, role.source)
         examples, shown = self._in_context(pool)
-        llm, settings = self._llm(role.llm), self._settings(role.llm)
+        llm, settings = self.llm(role.llm), self._settings(role.llm)
         return Classifier(self.task, role.source, llm, settings, examples, self.prompts_dir, shown=shown)
 
     def _in_context(self, pool: Sequence[Conversation]) -> tuple[tuple[Conversation, ...], int]:
@@ -70,7 +70,8 @@ class Cast:
         shown = self.profile.roles.in_context_conversations
         return draw_in_context(pool, shown + 1, self.seed), shown
 
-    def _llm(self, role: LLMRole) -> LLM:
+    def llm(self, role: LLMRole) -> LLM:
+        """The model that plays a role, with this run's memo, pace and budget."""
         return open_llm(endpoint_of(role), self.calls, EmbeddedProvider)
 
     def _settings(self, role: LLMRole) -> RoleSettings:

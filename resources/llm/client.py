@@ -82,6 +82,11 @@ class LLM:
         self.usage = Usage()
         self._counting = threading.Lock()
 
+    def question(self, request: LLMRequest) -> str:
+        """A request as the memo keys it (records.question_of)."""
+        provider = self.provider
+        return question_of(provider.name, provider.base_url, request, provider.fingerprint(request))
+
     def complete_all(
         self, requests: Sequence[LLMRequest], on_done: Callable[[], None] | None = None
     ) -> list[LLMResult]:
@@ -122,8 +127,8 @@ class _Batch:
         memory = self.llm.memory
         if memory is None:
             return await self._gather([self._counted(r, self._ask(r)) for r in self.requests])
-        provider, memo = self.llm.provider, memory.memo
-        questions = [question_of(provider.name, provider.base_url, r, provider.fingerprint(r)) for r in self.requests]
+        memo = memory.memo
+        questions = [self.llm.question(r) for r in self.requests]
         keys = [key_of(q) for q in questions]
         found, generation = await asyncio.to_thread(memo.look_up, keys, memory.not_before)
         missing = {k for k in keys if k not in found}

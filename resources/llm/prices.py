@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from act_assets.errors import ActError
+from act_assets.errors import ActError, all_mistakes, mistake_of
 
 SHIPPED = Path(__file__).with_name("prices.yaml")
 GEMINI_URL = "https://generativelanguage.googleapis.com"
@@ -137,27 +137,15 @@ def _read(path: Path) -> dict[tuple[str, str, str], Price]:
         try:
             row = _Row.model_validate(given)
         except ValidationError as error:
-            mistakes += [f"{name}: {_mistake(e)}" for e in error.errors()]
+            mistakes += [f"{name}: {mistake_of(e)}" for e in error.errors()]
             continue
         if row.key in prices:
             mistakes.append(f"{name}: there is a row for this provider, base_url and model before")
         prices[row.key] = Price(row.input, row.output, row.as_of, row.source)
     if mistakes:
         raise ActError(
-            f"the price file has {len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''}:\n"
-            + "\n".join(f"  - {m}" for m in mistakes),
+            all_mistakes("the price file", mistakes),
             where=str(path),
             todo="mend all of them, then run again",
         )
     return prices
-
-
-def _mistake(error: Any) -> str:
-    key = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        return f"{key}: unknown key"
-    if error["type"] == "missing":
-        return f"{key}: missing"
-    message = str(error["msg"]).removeprefix("Value error, ")
-    given = f" (given: {error['input']!r})" if isinstance(error["input"], str | int | float | bool) else ""
-    return f"{key}: {message[0].lower()}{message[1:]}{given}"

@@ -1,0 +1,145 @@
+"""Execution match of text-to-SQL: does a predicted query return what the gold query returns?
+
+Source: the test-suite evaluator of Spider and CoSQL (Zhong et al. 2020, "Semantic Evaluation for Text-to-SQL with
+Distilled Test Suites", exec_eval.py), on one database. Its rules: `> =` is read as `>=`; YEAR(CURDATE()) is 2020;
+DISTINCT is ignored; two empty results match; otherwise some permutation of the columns must make the rows equal, as
+lists where gold has ORDER BY anywhere, else as multisets. Values compare as Python values, so 1 matches 1.0 but not
+"1". Where this differs from the evaluator, on purpose:
+
+- Text is rewritten and ORDER BY looked for outside literals, quoted names and comments only; ORDER and BY may be
+  apart by any white space.
+- `IS [NOT] DISTINCT FROM` keeps its DISTINCT, and `YEAR(CURDATE())` the blank after it.
+- Columns are permuted by an exact search; the evaluator's samples rows and may reject rows with 1 against 1.0.
+- A prediction of several statements does not match; the evaluator runs the first one.
+- Only queries are run: no statement that writes, and none of PRAGMA, ATTACH or EXPLAIN.
+- Queries run in a child process, bounded in time, memory and size (sql_worker.py states the limits).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from act_assets.errors import DataError
+from act_assets.metrics.sql_process import GRACE_S, WORKERS, WorkerLostError, lent_worker
+from act_assets.metrics.sql_text import Query, read_query
+
+TIMEOUT_S = 10.0
+"""Seconds for each query: OURS. The evaluator gives 60; a gold query of Spider takes under 1."""
+
+_SHOWN = 300  # characters of a gold query in an error
+
+
+@dataclass(frozen=True)
+class ExecutionMatch:
+    """Whether a prediction's result matches gold's."""
+
+    match: bool
+    reason: str | None
+    """Why not, as a sentence; None iff it matches."""
+
+
+def execution_match(
+    database: Path,
+    predicted_sql: str,
+    gold_sql: str,
+    *,
+    ignore_distinct: bool = True,
+    timeout_s: float = TIMEOUT_S,
+) -> ExecutionMatch:
+    """Compare the results of two queries on a SQLite file.
+
+    Whatever is wrong with the prediction, text that is no SQL included, is a reason and no exception. Raises
+    DataError if the database is missing or no SQLite file, or the gold query does not run within the limits, and
+    ValueError if `timeout_s` (seconds for each of the two queries) is not positive and finite.
+    """
+    gold = read_query(gold_sql, ignore_distinct=ignore_distinct)
+    predicted = read_query(predicted_sql, ignore_distinct=ignore_distinct)
+    problem, reason = _compared(database, gold, predicted, timeout_s)
+    if problem:
+        raise DataError(
+            problem.what,
+            where=f"{database}, gold query: {gold_sql[:_SHOWN]!a}{'...' if len(gold_sql) > _SHOWN else ''}",
+            todo=problem.todo,
+        )
+    return ExecutionMatch(reason is None, reason)
+
+
+def execution_matches(
+    pairs: Sequence[tuple[Path, str, str]],
+    *,
+    ignore_distinct: bool = True,
+    timeout_s: float = TIMEOUT_S,
+) -> list[ExecutionMatch]:
+    """`execution_match` of each (database, predicted SQL, gold SQL), in their order, by two processes."""
+
+    def matched(pair: tuple[Path, str, str]) -> ExecutionMatch:
+        return execution_match(*pair, ignore_distinct=ignore_distinct, timeout_s=timeout_s)
+
+    with ThreadPoolExecutor(WORKERS) as threads:
+        return list(threads.map(matched, pairs))
+
+
+def runs(database: Path, sql: str, *, ignore_distinct: bool = True, timeout_s: float = TIMEOUT_S) -> str | None:
+    """Why a gold query cannot be compared with: it does not run, or its database is missing. None where it can."""
+    problem, _ = _compared(database, read_query(sql, ignore_distinct=ignore_distinct), None, timeout_s)
+    return problem.what if problem else None
+
+
+@dataclass(frozen=True)
+class _Problem:
+    what: str
+    todo: str
+
+
+def _compared(
+    database: Path, gold: Query, predicted: Query | None, timeout_s: float
+) -> tuple[_Problem | None, str | None]:
+    """What is wrong with the data, and why the prediction does not match (None where it does)."""
+    if not (math.isfinite(timeout_s) and timeout_s > 0):
+        raise ValueError(f"timeout_s must be positive and finite, got {timeout_s!r}")
+    if gold.problem:
+        return _of_query(gold.problem), None
+    predicted_sql = predicted.sql if predicted and not predicted.problem else None
+    request: dict[str, Any] = {
+        "database": str(Path(database).absolute()),
+        "gold": gold.sql,
+        "ordered": gold.ordered,
+        "predicted": predicted_sql,
+        "timeout_s": timeout_s,
+    }
+    with lent_worker() as worker:
+        try:
+            answer = worker.gold(request)
+        except WorkerLostError as lost:
+            return _of_query(_loss(lost, timeout_s)), None
+        if answer["kind"] == "database":
+            return _of_database(answer["problem"]), None
+        if answer["problem"]:
+            return _of_query(answer["problem"]), None
+        if predicted and predicted.problem:
+            return None, f"The query does not run: {predicted.problem}."
+        if predicted_sql is None:
+            return None, None
+        try:
+            return None, worker.receive(timeout_s + GRACE_S)["reason"]
+        except WorkerLostError as lost:
+            return None, f"The query does not run: {_loss(lost, timeout_s)}."
+
+
+def _loss(lost: WorkerLostError, timeout_s: float) -> str:
+    if lost.late:
+        return f"it takes longer than {timeout_s:g} s and was stopped"
+    return "the process that ran it died"
+
+
+def _of_query(problem: str) -> _Problem:
+    return _Problem(f"A gold query does not run: {problem}.", "correct the query, or leave its example out")
+
+
+def _of_database(problem: str) -> _Problem:
+    return _Problem(f"The database of a gold query {problem}.", "check the folder of databases, or fetch it again")

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from act_assets.data_cli import data_app
 from act_assets.errors import ActError
 from act_assets.memo_cli import memo_app
 from act_assets.stages import Made
@@ -41,6 +42,7 @@ app = typer.Typer(
     "Set ACT_DEBUG=1 to see tracebacks.",
 )
 app.add_typer(memo_app, name="memo")
+app.add_typer(data_app, name="data")
 out, err = Console(), Console(stderr=True)
 
 TaskOption = Annotated[str, typer.Option("--task", help="a registered task, for example pacific")]
@@ -243,9 +245,7 @@ def _check(task: str, train_size: int | None, profile: str, max_cost: float | No
             where=f"task {task}",
             todo=f"choose one of {', '.join(map(str, TRAIN_SIZES))}",
         )
-    chosen = load_profile(profile)
-    check_roles(chosen, max_cost_usd=max_cost)
-    chosen.act.beta_of(task)
+    check_roles(load_profile(profile), max_cost_usd=max_cost)
 
 
 def _announced() -> Any:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from act_assets.conversation import Conversation, PreferencePair
+from act_assets.conversation import AmbiguousTwin, Conversation, PreferencePair
 from act_assets.tasks.base import Task
 from act_assets.training.history import TrainingPoint
 
@@ -22,14 +24,14 @@ class Finding:
 
 def no_leak(pairs: Sequence[PreferencePair], conversations: Sequence[Conversation]) -> Finding:
     """A prompt holds the earlier utterances of its conversation, each once, then the request: never the answer."""
-    by_turn = {t.turn_id: (c, i) for c in conversations for i, t in enumerate(c.turns)}
+    by_turn = {state: (c, i) for c in conversations for i, t in enumerate(c.turns) for state in t.state_ids}
     offenders = []
     for pair in pairs:
         if pair.turn_id not in by_turn:
             offenders.append(pair.turn_id)
             continue
         conversation, position = by_turn[pair.turn_id]
-        expected = [("user", conversation.turns[0].user)]
+        expected = [*((m.role, m.content) for m in conversation.history), ("user", conversation.turns[0].user)]
         for earlier, later in zip(conversation.turns[:position], conversation.turns[1:], strict=False):
             expected += [("assistant", earlier.response.text), ("user", later.user)]
         if [(m.role, m.content) for m in pair.prompt[1:]] != expected:
@@ -55,6 +57,38 @@ def covers_actions(pairs: Sequence[PreferencePair], task: Task) -> Finding:
     missing = [f"{a} never wins" for a in task.action_names if a not in winners]
     missing += [f"{a} never loses" for a in task.action_names if a not in losers]
     return Finding(not missing, "; ".join(missing) or f"all of {', '.join(task.action_names)}", tuple(missing))
+
+
+def twins_differ(twins: Sequence[AmbiguousTwin]) -> Finding:
+    """No ambiguous request equals the clear one that it was made from."""
+    offenders = [t.clear.request_id for t in twins if same_text(t.request, t.clear.request)]
+    return _finding(offenders, "twins equal their original", len(twins))
+
+
+def targets_run(twins: Sequence[AmbiguousTwin], task: Task, data: Path) -> Finding:
+    """Every target can be used: gold SQL executes on its database."""
+    if task.twins is None:
+        return _finding([], "", 0)
+    offenders = [t.clear.request_id for t in twins if task.twins.problem(data, t.clear)]
+    return _finding(offenders, "targets cannot be used", len(twins))
+
+
+def balanced(conversations: Sequence[Conversation], task: Task) -> Finding:
+    """Where twins are made, as many evaluated requests need a clarification as need none, group by group."""
+    if task.twins is None:
+        return Finding(True, "this task makes no twins")
+    settles = {a.name: a.ends_trajectory for a in task.actions}
+    groups: dict[str, list[bool]] = {}
+    for c in conversations:
+        groups.setdefault(c.group_id, []).extend(settles[t.action] for t in c.turns if t.evaluated)
+    uneven = [g for g, ends in groups.items() if 2 * sum(ends) != len(ends)]
+    return _finding(uneven, "groups are not balanced", len(groups))
+
+
+def same_text(one: str, other: str) -> bool:
+    """Whether two requests are the same but for case, spaces and punctuation."""
+    plain = lambda text: re.findall(r"\w+", text.lower())  # noqa: E731
+    return plain(one) == plain(other)
 
 
 def finite_loss(points: Sequence[TrainingPoint]) -> Finding:

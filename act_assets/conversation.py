@@ -49,13 +49,15 @@ class ContextBlock:
 class Reference:
     """A gold response: its text as a policy should write it, and the annotation behind it.
 
-    `answer_json` is the annotated answer as canonical JSON (a list, a number or a string).
+    `answer_json` is the annotated answer as canonical JSON, in the task's own form. `alternatives` are further texts
+    that are as right.
     """
 
     text: str
-    answer_json: str
-    scale: str
-    answer_type: str
+    answer_json: str = "null"
+    scale: str = ""
+    answer_type: str = ""
+    alternatives: tuple[str, ...] = ()
 
     @property
     def answer(self) -> Any:
@@ -63,10 +65,23 @@ class Reference:
 
 
 @dataclass(frozen=True, slots=True)
+class Reading:
+    """One way in which an ambiguous request may be meant: what this user replies when asked, the request with
+    everything said, and the goal then."""
+
+    reply: str
+    clear_request: str
+    goal: Reference
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
     """One exchange as annotated: what the user said, what the system should say, by which action.
 
-    `clear_request` is the request with everything said that the user left open.
+    `clear_request` is the request with everything said that the user left open. `readings` are all the ways an
+    ambiguous request may be meant, where the data names several: each is a trajectory of its own, to be simulated and
+    evaluated. Without them the rest of the conversation is the one trajectory. A turn with `evaluated` False is
+    trained on, not evaluated.
     """
 
     turn_id: str
@@ -74,16 +89,33 @@ class Turn:
     clear_request: str
     response: Reference
     action: str
+    readings: tuple[Reading, ...] = ()
+    evaluated: bool = True
+
+    @property
+    def state_ids(self) -> tuple[str, ...]:
+        """The `turn_id` of each turn state that this turn gives rise to."""
+        return tuple(f"{self.turn_id}#{k}" for k in range(1, len(self.readings) + 1)) or (self.turn_id,)
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A grounded conversation of n turns."""
+    """A grounded conversation of n annotated turns, after a `history` that is given and not learnt from.
+
+    Conversations of one `group` belong together (twins, items about one story): they are drawn into a training subset
+    together, none is an example in another's prompt, and intervals are drawn over groups.
+    """
 
     task: str
     conversation_id: str
     context: tuple[ContextBlock, ...]
     turns: tuple[Turn, ...]
+    history: tuple[Message, ...] = ()
+    group: str = ""
+
+    @property
+    def group_id(self) -> str:
+        return self.group or self.conversation_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +125,7 @@ class TurnState:
     p_i is `context` and `history`; `history` ends with the user's request. `open_request` is the index in
     `history` of the utterance that opened the implicit trajectory (a request that is being clarified is never
     cut from a prompt). `gold_replies` are the user's own next utterances, for the gold user of the oracle.
+    States that differ only in the reading of the request share a `prompt_id`; `intent_id` names what U is grounded in.
     """
 
     task: str
@@ -107,6 +140,10 @@ class TurnState:
     action: str
     clear_request: str
     gold_replies: tuple[str, ...]
+    prompt_id: str
+    intent_id: str
+    group: str
+    evaluated: bool = True
 
     @property
     def request(self) -> str:
@@ -133,11 +170,44 @@ class ActionLabel:
 
 @dataclass(frozen=True, slots=True)
 class IntentSummary:
-    """What the user of a conversation wants to know; U is grounded in it (appendix H)."""
+    """What U is grounded in (appendix H): what the user wants to know, in a summary, or the target itself."""
 
     task: str
     conversation_id: str
+    intent_id: str
     summary: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClearRequest:
+    """A request that leaves nothing open, of which an ambiguous twin is to be made (appendix C).
+
+    `side` is the split it belongs to, `strategy` names what the twin leaves open, `grounding` is the database schema
+    (or whatever the request is about) as text, `source` names where the target is valid (a database).
+    """
+
+    task: str
+    side: str
+    request_id: str
+    source: str
+    strategy: str
+    request: str
+    target: str
+    grounding: str
+
+    @property
+    def where(self) -> str:
+        """How messages name this request."""
+        return f"task {self.task}, request {self.request_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class AmbiguousTwin:
+    """A clear request, its ambiguous twin and the question that resolves it (appendix C)."""
+
+    clear: ClearRequest
+    request: str
+    clarifying_question: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,9 @@ from importlib.metadata import PackageNotFoundError, version
 from act_assets.errors import ActError
 from act_assets.home import act_home, data_folder, memo_folder, prompts_folder
 from act_assets.profile import load_profile, profile_names
-from act_assets.raw_data import file_record, source_files
+from act_assets.raw_data import file_record, find_file
 from act_assets.roles.base import ROLES, load_template
-from act_assets.tasks import TASKS
+from act_assets.tasks import all_tasks, get_task
 from resources.llm.keys import GEMINI_KEYS, OPENAI_KEYS
 from resources.llm.service import PRICES, price_table
 
@@ -29,6 +29,8 @@ PACKAGES = (
     "openai",
     "pyarrow",
     "scikit-learn",
+    "sentence-transformers",
+    "sqlglot",
 )
 KEYS = (*GEMINI_KEYS, *OPENAI_KEYS, "HF_TOKEN")
 
@@ -58,9 +60,9 @@ def examine() -> list[Line]:
     lines.append(_try("prices", _prices))
     for name in profile_names():
         lines.append(_try(f"profile {name}", lambda name=name: load_profile(name).policy.model))
-    for task in TASKS.values():
+    for task in all_tasks().values():
         lines.append(_try(f"data {task.name}", lambda task=task: _data(task.name)))
-        for role in ROLES:
+        for role in filter(task.asks, ROLES):
             lines.append(_try(f"prompt {role}/{task.name}", lambda r=role, t=task: _prompt(r, t.name)))
     return lines
 
@@ -78,10 +80,13 @@ def _prices() -> str:
 
 def _data(task: str) -> str:
     folder, origin = data_folder(task)
-    records = [file_record(path)[0] for path in source_files(TASKS[task], folder)]
-    read = TASKS[task].reader.read(folder)
-    blobs = ", ".join(f"{r.name} {r.git_blob[:10]}" for r in records)
-    return f"{origin}: {len(read.train)} + {len(read.validation)} conversations ({blobs})"
+    known = get_task(task)
+    records = [file_record(find_file(task, folder, name))[0] for name in known.reader.files]
+    further = len(known.reader.further_files(folder))
+    read = known.reader.read(folder)
+    blobs = ", ".join(f"{r.name} {r.git_blob[:10]}" for r in records) + (f" and {further} more" if further else "")
+    sides = " + ".join(str(len(side)) for side in (read.train, read.validation, read.test) if side)
+    return f"{origin}: {sides} conversations ({blobs})"
 
 
 def _prompt(role: str, task: str) -> str:

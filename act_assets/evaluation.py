@@ -2,7 +2,9 @@
 
 Turn level: the first response against r. Trajectory level: the outcome of the simulated conversation against g;
 one that was never settled scores 0. Post-clarification: trajectory level over the trajectories in which the
-policy clarified; with none of them the figure is null with a count of 0.
+policy clarified; with none of them the figure is null with a count of 0. A request with several readings is run once
+for each: every trajectory counts in all figures, actions included (appendix D), but for the turn-level score, which
+counts once for each prompt.
 """
 
 from __future__ import annotations
@@ -16,8 +18,7 @@ from typing import Any
 from act_assets.conversation import Trajectory, TurnState, Utterance
 from act_assets.errors import DataError, RoleError
 from act_assets.metrics.actions import accuracy, bootstrap_macro_f1, confusion, macro_f1
-from act_assets.metrics.drop_f1 import Score
-from act_assets.tasks.base import Task
+from act_assets.tasks.base import Scores, Task
 from act_assets.trajectory import (
     ActionClassifier,
     ConversationPolicy,
@@ -34,8 +35,7 @@ class NamedScore:
 
     level: str
     form: str
-    exact_match: float
-    f1: float
+    value: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,8 @@ class EvaluatedTurn:
 
     task: str
     conversation_id: str
+    group: str
+    prompt_id: str
     turn_id: str
     request: str
     action: str
@@ -60,8 +62,8 @@ class EvaluatedTurn:
     truncated: bool
     scores: tuple[NamedScore, ...]
 
-    def f1(self, level: str, form: str) -> float:
-        return next(s.f1 for s in self.scores if s.level == level and s.form == form)
+    def score(self, level: str, form: str) -> float:
+        return next(s.value for s in self.scores if s.level == level and s.form == form)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,8 @@ class Breakdown:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationReport:
-    """What a method scored, and what that was measured with."""
+    """What a method scored, and what that was measured with. `judge` names what scored it, an embedder's weights
+    included; `side` the split that was evaluated."""
 
     method: str
     task: str
@@ -98,6 +101,9 @@ class EvaluationReport:
     policy: str
     simulator: str
     classifier: str
+    judge: str
+    side: str
+    action_supervision: str
     actions: tuple[str, ...]
     confusion: tuple[tuple[int, ...], ...]
     metrics: tuple[Metric, ...]
@@ -119,6 +125,9 @@ class Provenance:
     policy: str
     simulator: str
     classifier: str
+    judge: str
+    side: str
+    action_supervision: str = "gold"
 
 
 class OraclePolicy:
@@ -154,29 +163,42 @@ def evaluate(
             policy,
             classifier,
             simulator,
-            [intents.get(t.conversation_id, "") for t in group],
+            [intents.get(t.intent_id, "") for t in group],
             task,
             max_clarifications,
         )
-        for turn, trajectory in zip(group, trajectories, strict=True):
-            rows.append(score_trajectory(task, turn, trajectory))
+        rows += score_trajectories(task, group, trajectories)
+        for _ in group:
             on_done()
     return summarise(task, rows, provenance, bootstrap_samples), rows
 
 
-def score_trajectory(task: Task, turn: TurnState, trajectory: Trajectory) -> EvaluatedTurn:
-    """One trajectory against r and g."""
-    if not trajectory.utterances:
-        raise RoleError("no room for a response", where=turn.where, todo="check max_length in the profile")
-    turn_scores = task.judge.turn_scores(turn, trajectory.first.text)
-    outcome_scores = (
-        {form: Score(0.0, 0.0) for form in turn_scores}
-        if trajectory.outcome is None
-        else task.judge.outcome_scores(turn, trajectory.outcome)
-    )
+def score_trajectories(
+    task: Task, turns: Sequence[TurnState], trajectories: Sequence[Trajectory]
+) -> list[EvaluatedTurn]:
+    """Each trajectory against r and g, in order."""
+    for turn, trajectory in zip(turns, trajectories, strict=True):
+        if not trajectory.utterances:
+            raise RoleError("no room for a response", where=turn.where, todo="check max_length in the profile")
+    at_turn = task.judge.turn_scores(turns, [t.first.text for t in trajectories])
+    settled = [(i, t.outcome) for i, t in enumerate(trajectories) if t.outcome is not None]
+    scored = task.judge.outcome_scores([turns[i] for i, _ in settled], [outcome for _, outcome in settled])
+    at_end = dict(zip((i for i, _ in settled), scored, strict=True))
+    unsettled: Scores = dict.fromkeys(task.judge.forms, 0.0)
+    return [
+        _evaluated(turn, trajectory, at_turn[i], at_end.get(i, unsettled), task.judge.forms)
+        for i, (turn, trajectory) in enumerate(zip(turns, trajectories, strict=True))
+    ]
+
+
+def _evaluated(
+    turn: TurnState, trajectory: Trajectory, at_turn: Scores, at_end: Scores, forms: Sequence[str]
+) -> EvaluatedTurn:
     return EvaluatedTurn(
-        task=task.name,
+        task=turn.task,
         conversation_id=turn.conversation_id,
+        group=turn.group,
+        prompt_id=turn.prompt_id,
         turn_id=turn.turn_id,
         request=turn.request,
         action=turn.action,
@@ -192,9 +214,10 @@ def score_trajectory(task: Task, turn: TurnState, trajectory: Trajectory) -> Eva
         clarified=trajectory.clarified,
         truncated=any(u.truncated for u in trajectory.utterances),
         scores=tuple(
-            NamedScore(level, form, score.exact_match, score.f1)
-            for level, scores in (("turn", turn_scores), ("trajectory", outcome_scores))
-            for form, score in scores.items()
+            NamedScore(level, form, scores[form])
+            for level, scores in (("turn", at_turn), ("trajectory", at_end))
+            for form in forms
+            if form in scores
         ),
     )
 
@@ -203,36 +226,37 @@ def summarise(
     task: Task, rows: Sequence[EvaluatedTurn], provenance: Provenance, bootstrap_samples: int
 ) -> EvaluationReport:
     """All figures of a method over its evaluated trajectories."""
-    forms = list(dict.fromkeys(s.form for s in rows[0].scores))
     clarified = [r for r in rows if r.clarified]
     metrics = [
         *action_metrics(
             task,
             [r.action for r in rows],
             [r.predicted_action for r in rows],
-            [r.conversation_id for r in rows],
+            [r.group for r in rows],
             provenance.seed,
             bootstrap_samples,
         ),
-        *(_mean(f"turn {form}", [r.f1("turn", form) for r in rows]) for form in forms),
-        *(_mean(f"trajectory {form}", [r.f1("trajectory", form) for r in rows]) for form in forms),
-        *(_mean(f"post-clarification {form}", [r.f1("trajectory", form) for r in clarified]) for form in forms),
+        *_means("turn", "turn", rows),
+        *_means("trajectory", "trajectory", rows),
+        *_means("post-clarification", "trajectory", clarified, like=rows),
     ]
     breakdown = tuple(
         Breakdown(
             answer_type,
             tuple(
-                _mean(f"{level} {form}", [r.f1(level, form) for r in rows if _type(r, level) == answer_type])
+                metric
                 for level in ("turn", "trajectory")
-                for form in forms
+                for metric in _means(level, level, [r for r in rows if _type(r, level) == answer_type], like=rows)
             ),
         )
         for answer_type in sorted({r.answer_type for r in rows} | {r.goal_answer_type for r in rows})
     )
     cut = sum(1 for r in rows if r.truncated)
     unsettled = sum(1 for r in rows if r.ended != "settled")
+    prompts = len({r.prompt_id for r in rows})
+    more = f" ({len(rows)} trajectories: one for each way a request may be meant)" if prompts < len(rows) else ""
     notes = (
-        f"{len(rows)} turns of {len({r.conversation_id for r in rows})} conversations",
+        f"{prompts} turns of {len({r.conversation_id for r in rows})} conversations{more}",
         f"{cut} trajectories with a response that hit the token limit",
         f"{unsettled} trajectories never settled (they score 0)",
     )
@@ -248,7 +272,7 @@ def evaluate_actions(
     bootstrap_samples: int,
 ) -> EvaluationReport:
     """A report for predictors that name an action and write nothing: action metrics alone."""
-    gold, groups = [t.action for t in turns], [t.conversation_id for t in turns]
+    gold, groups = [t.action for t in turns], [t.group for t in turns]
     return EvaluationReport(
         **asdict(provenance),
         task=task.name,
@@ -256,7 +280,7 @@ def evaluate_actions(
         confusion=confusion(gold, predicted, task.action_names),
         metrics=tuple(action_metrics(task, gold, predicted, groups, provenance.seed, bootstrap_samples)),
         breakdown=(),
-        notes=(f"{len(turns)} turns of {len(set(groups))} conversations",),
+        notes=(f"{len(turns)} turns of {len({t.conversation_id for t in turns})} conversations",),
     )
 
 
@@ -313,6 +337,14 @@ def _report(
 
 def _type(row: EvaluatedTurn, level: str) -> str:
     return row.answer_type if level == "turn" else row.goal_answer_type
+
+
+def _means(name: str, level: str, rows: Sequence[EvaluatedTurn], like: Sequence[EvaluatedTurn] = ()) -> list[Metric]:
+    """The mean of every form of a level; `like` are rows with the forms, where `rows` may be empty."""
+    forms = list(dict.fromkeys(s.form for r in like[:1] or rows[:1] for s in r.scores if s.level == level))
+    if level == "turn":
+        rows = list({r.prompt_id: r for r in reversed(rows)}.values())
+    return [_mean(f"{name} {form}", [r.score(level, form) for r in rows]) for form in forms]
 
 
 def _mean(name: str, values: Sequence[float]) -> Metric:

@@ -13,11 +13,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from act_assets.conversation import CLARIFY, Conversation, PreferencePair
+from act_assets.conversation import Conversation, PreferencePair
 from act_assets.errors import ActError
 from act_assets.tasks.base import Task
 
 _SPEAKERS = {"user": "User", "assistant": "Assistant"}
+_ROLES = {"user": "user", "assistant": "model"}
 
 
 def messages_rows(task: Task, conversations: Sequence[Conversation]) -> Iterator[dict[str, Any]]:
@@ -26,13 +27,14 @@ def messages_rows(task: Task, conversations: Sequence[Conversation]) -> Iterator
         messages: list[dict[str, Any]] = [
             {"role": "system", "content": task.reader.system_message(conversation.context)}
         ]
+        messages += [{"role": _ROLES[m.role], "content": m.content} for m in conversation.history]
         for turn in conversation.turns:
             messages.append({"role": "user", "content": turn.user})
             messages.append(
                 {
                     "role": "model",
                     "content": turn.response.text,
-                    "requires_clarification": turn.action == CLARIFY.name,
+                    "requires_clarification": not task.action(turn.action).ends_trajectory,
                 }
             )
         yield {"messages": messages}

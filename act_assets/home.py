@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from act_assets.errors import ActError
+from act_assets.tasks import get_task
 
 PACKAGE = Path(__file__).resolve().parent
 PROJECT = PACKAGE.parent
@@ -35,7 +36,7 @@ def data_folder(task: str) -> tuple[Path, str]:
     """
     chosen = os.environ.get("ACT_DATA_DIR")
     if not chosen:
-        return PROJECT / "datasets" / "sample" / task, "bundled sample"
+        return get_task(task).sample or PROJECT / "datasets" / "sample" / task, "bundled sample"
     root = Path(chosen).expanduser().resolve()
     if not root.is_dir():
         raise ActError(

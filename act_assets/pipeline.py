@@ -8,13 +8,22 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from act_assets.baselines import always, question_only
-from act_assets.conversation import ActionLabel, Conversation, IntentSummary, PreferencePair, TurnState
+from act_assets.checks import same_text
+from act_assets.conversation import (
+    ActionLabel,
+    AmbiguousTwin,
+    ClearRequest,
+    Conversation,
+    IntentSummary,
+    PreferencePair,
+    TurnState,
+)
 from act_assets.errors import DataError
 from act_assets.evaluation import (
     EvaluatedTurn,
@@ -35,9 +44,12 @@ from act_assets.roles.cast import Cast, describe, usage_facts
 from act_assets.rows import read_rows, write_rows
 from act_assets.seeds import derive_seed
 from act_assets.stages import TRAIN_SIZES, Stage, StageRun, up_to_date
+from act_assets.tasks.base import Task, Tools, TwinMaker
 from resources.artifacts import Artifact, Key
+from resources.embedder import default_embedder
 
-SIDES = ("train", "validation")
+SIDES = ("train", "validation", "test")
+LABELLED_SIDES = ("train", "validation")  # nothing is learnt from the test side
 METHODS = ("sft", "act")
 
 
@@ -47,31 +59,93 @@ METHODS = ("sft", "act")
 def build_raw_dataset(run: StageRun, folder: Path) -> dict[str, Any]:
     """The official files as they are, decompressed, with their hashes."""
     records = []
-    for path in source_files(run.task, run.data_dir):
-        record, content = file_record(path)
-        (folder / record.name).write_bytes(content)
+    for name, path in source_files(run.task, run.data_dir).items():
+        record, content = file_record(path, name)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
         records.append(record)
     (folder / "source.json").write_text(json.dumps([asdict(r) for r in records], indent=1) + "\n", encoding="utf-8")
     return {"origin": run.data_origin, "folder": str(run.data_dir), "files": [asdict(r) for r in records]}
 
 
+def build_ambiguous_requests(run: StageRun, folder: Path) -> dict[str, Any]:
+    """An ambiguous twin of each clear request (appendix C); none where the data brings its own ambiguous requests.
+
+    What cannot be used is dropped and counted: targets that fail, replies that cannot be read, twins that still equal
+    their original.
+    """
+    twins: list[AmbiguousTwin] = []
+    facts: dict[str, Any] = {"twins": 0}
+    if run.task.twins is not None:
+        clear, failing = clear_requests(run)
+        perturber = cast_of(run).perturber()
+        with run.progress("ambiguous requests", len(clear)) as done:
+            texts = require_all(perturber.perturb(clear, done), "ambiguous requests")
+        twins, dropped = read_twins(run.task.twins, clear, texts)
+        sides, strategies = ([getattr(t.clear, name) for t in twins] for name in ("side", "strategy"))
+        facts = {
+            "requests": len(clear) + failing,
+            "twins": len(twins),
+            **{f"twins_{name}": sides.count(name) for name in SIDES},
+            **{f"twins_{name}": strategies.count(name) for name in sorted(set(strategies))},
+            "dropped_target_fails": failing,
+            **{f"dropped_{name}": number for name, number in dropped.items()},
+            **usage_facts(perturber.usage),
+        }
+    write_rows(folder / "twins.parquet", twins, AmbiguousTwin)
+    return facts
+
+
+def clear_requests(run: StageRun) -> tuple[list[ClearRequest], int]:
+    """The clear requests that get a twin, and how many were left out because their target fails."""
+    maker = run.task.twins
+    if maker is None:
+        return [], 0
+    data = run.inputs["raw_dataset"].path
+    clear = maker.requests(data, run.profile.ambiguous_requests.model_dump())
+    usable = [r for r in clear if maker.problem(data, r) is None]
+    return usable, len(clear) - len(usable)
+
+
+def read_twins(
+    maker: TwinMaker, clear: Sequence[ClearRequest], texts: Sequence[str]
+) -> tuple[list[AmbiguousTwin], dict[str, int]]:
+    """The twins that can be used, and how many were dropped for which reason."""
+    twins, dropped = [], {"unreadable": 0, "identical": 0}
+    for request, text in zip(clear, texts, strict=True):
+        read = maker.read_reply(text)
+        if read is None:
+            dropped["unreadable"] += 1
+        elif same_text(read[0], request.request):
+            dropped["identical"] += 1
+        else:
+            twins.append(AmbiguousTwin(request, *read))
+    return twins, dropped
+
+
 def build_conversations(run: StageRun, folder: Path) -> dict[str, Any]:
-    """Typed conversations of both splits."""
-    data = run.task.reader.read(run.inputs["raw_dataset"].path)
+    """Typed conversations of every split; a task without a test side has an empty one."""
+    raw = run.inputs["raw_dataset"].path
+    if run.task.twins is None:
+        data = run.task.reader.read(raw)
+    else:
+        twins = read_rows(run.inputs["ambiguous_requests"].file("twins.parquet"), AmbiguousTwin)
+        data = run.task.twins.conversations(raw, twins)
     facts: dict[str, Any] = {}
-    for side, conversations in zip(SIDES, (data.train, data.validation), strict=True):
+    for side in SIDES:
+        conversations = getattr(data, side)
         write_rows(folder / f"{side}.parquet", conversations, Conversation)
-        facts |= _count(run, side, conversations)
+        facts |= _count(run, side, conversations) if conversations else {}
     return facts
 
 
 def build_action_labels(run: StageRun, folder: Path) -> dict[str, Any]:
     """G's label of every turn, and how far it agrees with gold."""
-    source = run.profile.roles.annotator.source
+    source = run.profile.labels_from
     annotator = cast_of(run).annotator()
     facts: dict[str, Any] = {"source": source}
     every: list[ActionLabel] = []
-    for side in SIDES:
+    for side in LABELLED_SIDES:
         labels = annotate(run.task, conversations_of(run, side), annotator, source)
         write_rows(folder / f"{side}.parquet", labels, ActionLabel)
         every += labels
@@ -81,18 +155,25 @@ def build_action_labels(run: StageRun, folder: Path) -> dict[str, Any]:
 
 
 def build_train_subset(run: StageRun, folder: Path) -> dict[str, Any]:
-    """The first `train_size` conversations of a seeded order, so that 50 lie inside 100 inside 250."""
+    """The first `train_size` conversations of a seeded order, so that 50 lie inside 100 inside 250.
+
+    Groups stand together: a conversation comes with its twin. Only the last group may be cut.
+    """
     conversations = labelled_conversations(run, "train")
     size = run.train_size or 0
     if not 0 < size <= len(conversations):
+        more = "raise ambiguous_requests.train in the profile" if run.task.twins else "provide more data (ACT_DATA_DIR)"
         raise DataError(
             f"a train size of {size} conversations, but there are {len(conversations)}",
             where=run.where,
-            todo=f"choose a train size of at most {len(conversations)}, or provide more data (ACT_DATA_DIR)",
+            todo=f"choose a train size of at most {len(conversations)}, or {more}",
         )
-    order = list(range(len(conversations)))
+    groups: dict[str, list[Conversation]] = {}
+    for conversation in conversations:
+        groups.setdefault(conversation.group_id, []).append(conversation)
+    order = list(groups.values())
     random.Random(derive_seed(run.seed, "train_subset", run.task.name)).shuffle(order)
-    chosen = [conversations[i] for i in order[:size]]
+    chosen = [c for group in order for c in group][:size]
     write_rows(folder / "train.parquet", chosen, Conversation)
     return _count(run, "train", chosen)
 
@@ -101,19 +182,35 @@ def build_train_subset(run: StageRun, folder: Path) -> dict[str, Any]:
 
 
 def build_intents(run: StageRun, folder: Path) -> dict[str, Any]:
-    """An intent summary per conversation of the subset (or of the validation side)."""
-    conversations = _side_conversations(run, conversations_of)
+    """What U is grounded in, for every trajectory of the subset (or of the evaluated side): a summary of the
+    user's intents (appendix H), or the request in full and its target, which takes no call."""
+    conversations = _side_conversations(run, evaluation_side(run) if "train_subset" not in run.inputs else "train")
+    if run.task.grounding == "goal":
+        goals = goals_of(run, conversations)
+        rows = [IntentSummary(t.task, t.conversation_id, t.intent_id, text) for t, text in goals]
+        write_rows(folder / "intents.parquet", rows, IntentSummary)
+        return {"intents": len(rows)}
+    told = [way for c in conversations for way in run.task.told(c)]
     summarizer = cast_of(run).intent_summarizer()
-    with run.progress("intent summaries", len(conversations)) as done:
-        texts = require_all(summarizer.summarize(conversations, done), "intent summaries")
-    rows = [IntentSummary(c.task, c.conversation_id, text) for c, text in zip(conversations, texts, strict=True)]
+    with run.progress("intent summaries", len(told)) as done:
+        texts = require_all(summarizer.summarize([c for _, c in told], done), "intent summaries")
+    rows = [
+        IntentSummary(c.task, c.conversation_id, intent_id, text)
+        for (intent_id, c), text in zip(told, texts, strict=True)
+    ]
     write_rows(folder / "intents.parquet", rows, IntentSummary)
     return {"intents": len(rows), **usage_facts(summarizer.usage)}
 
 
+def goals_of(run: StageRun, conversations: Sequence[Conversation]) -> list[tuple[TurnState, str]]:
+    """The last turn of each trajectory with what U is told of it: the clear request, then the target (table A27)."""
+    last = {t.intent_id: t for t in turns_of(run, conversations)}
+    return [(t, f"{t.clear_request}\n{t.goal.text}") for t in last.values()]
+
+
 def build_contrastive_pairs(run: StageRun, folder: Path) -> dict[str, Any]:
     """Algorithm 1 over the subset (or the validation side); in-context conversations from the training side."""
-    conversations = _side_conversations(run, labelled_conversations)
+    conversations = _side_conversations(run, "validation", labelled=True)
     pool = conversations if "train_subset" in run.inputs else labelled_conversations(run, "train")
     generator = cast_of(run).generator(pool)
     turns = turns_of(run, conversations)
@@ -161,12 +258,13 @@ def _evaluation_build(method: str) -> Any:
         from act_assets.training.policy import ModelPolicy, PromptEncoder, SamplingSettings, load_model, pick_device
 
         profile = run.profile
-        turns = turns_of(run, conversations_of(run, "validation"))
+        task = equipped_task(run)
+        turns = evaluated_turns(run)
         model, chat = load_model(run.inputs[f"{method}_checkpoint"].file("model"))
         policy = ModelPolicy(
             model.to(pick_device()),
             chat,
-            PromptEncoder(run.task, chat, profile.policy.max_prompt_tokens),
+            PromptEncoder(task, chat, profile.policy.max_prompt_tokens),
             SamplingSettings(
                 profile.policy.max_prompt_tokens,
                 profile.policy.max_length,
@@ -181,12 +279,12 @@ def _evaluation_build(method: str) -> Any:
         simulator = cast.simulator()
         with run.progress(f"evaluation of {method}", len(turns)) as done:
             report, rows = evaluate(
-                run.task,
+                task,
                 turns,
                 policy,
                 classifier,
                 simulator,
-                intents_of(run.inputs["validation_intents"]),
+                intents_of(run.inputs["evaluation_intents"]),
                 provenance(run, method),
                 max_clarifications=profile.act.max_clarifications,
                 bootstrap_samples=profile.evaluation.bootstrap_samples,
@@ -203,7 +301,7 @@ def _evaluation_build(method: str) -> Any:
 def build_baselines(run: StageRun, folder: Path) -> dict[str, Any]:
     """Always the same action, and a question-only logistic regression: what a method has to beat."""
     train = turns_of(run, read_rows(run.inputs["train_subset"].file("train.parquet"), Conversation))
-    turns = turns_of(run, conversations_of(run, "validation"))
+    turns = evaluated_turns(run)
     predictions = {f"always {a.lower()}": always(a, turns) for a in run.task.action_names}
     predictions["question-only logistic regression"] = question_only(train, turns, run.seed)
     facts: dict[str, Any] = {}
@@ -212,7 +310,7 @@ def build_baselines(run: StageRun, folder: Path) -> dict[str, Any]:
             run.task,
             turns,
             predicted,
-            replace(provenance(run, method), policy="none", simulator="none", classifier="none"),
+            replace(provenance(run, method), policy="none", simulator="none", classifier="none", judge="none"),
             bootstrap_samples=run.profile.evaluation.bootstrap_samples,
         )
         write_report(folder / f"{method.replace(' ', '_')}.json", report)
@@ -233,6 +331,9 @@ def provenance(run: StageRun, method: str) -> Provenance:
         policy=str(base.facts.get("policy", run.profile.policy.model)) if base else run.profile.policy.model,
         simulator=describe(roles.simulator),
         classifier=describe(roles.classifier.llm, roles.classifier.source),
+        action_supervision=_labeller(run.profile),
+        judge=equipped_task(run).judge.identity if "raw_dataset" in run.inputs else run.task.judge.metric_name,
+        side=evaluation_side(run),
     )
 
 
@@ -324,19 +425,34 @@ def labelled_conversations(run: StageRun, side: str) -> list[Conversation]:
 
 def turns_of(run: StageRun, conversations: Sequence[Conversation]) -> list[TurnState]:
     """Every turn state, in order."""
-    return [t for c in conversations for t in run.task.reader.turn_states(c)]
+    return [t for c in conversations for t in run.task.turn_states(c)]
+
+
+def evaluation_side(run: StageRun) -> str:
+    """The side that methods are evaluated on: the test side where the task has one, else validation."""
+    return "test" if conversations_of(run, "test") else "validation"
+
+
+def evaluated_turns(run: StageRun) -> list[TurnState]:
+    """The turns that methods are evaluated on, with gold actions."""
+    return [t for t in turns_of(run, conversations_of(run, evaluation_side(run))) if t.evaluated]
+
+
+def equipped_task(run: StageRun) -> Task:
+    """The run's task with a judge that can score."""
+    return run.task.equipped(Tools(run.inputs["raw_dataset"].path, default_embedder(run.profile.embedder)))
 
 
 def intents_of(artifact: Artifact) -> dict[str, str]:
-    """Intent summaries by conversation."""
-    return {i.conversation_id: i.summary for i in read_rows(artifact.file("intents.parquet"), IntentSummary)}
+    """What U is grounded in, by intent id."""
+    return {i.intent_id: i.summary for i in read_rows(artifact.file("intents.parquet"), IntentSummary)}
 
 
-def _side_conversations(run: StageRun, validation: Callable[[StageRun, str], list[Conversation]]) -> list[Conversation]:
-    """The subset where the stage is made per train size, else the validation side as `validation` reads it."""
-    if "train_subset" not in run.inputs:
-        return validation(run, "validation")
-    return read_rows(run.inputs["train_subset"].file("train.parquet"), Conversation)
+def _side_conversations(run: StageRun, side: str, *, labelled: bool = False) -> list[Conversation]:
+    """The subset where the stage is made per train size, else a side, with G's labels or gold ones."""
+    if "train_subset" in run.inputs:
+        return read_rows(run.inputs["train_subset"].file("train.parquet"), Conversation)
+    return (labelled_conversations if labelled else conversations_of)(run, side)
 
 
 def cast_of(run: StageRun) -> Cast:
@@ -355,12 +471,16 @@ def _figures(report: EvaluationReport) -> dict[str, Any]:
 
 
 def _raw_fingerprint(run: StageRun) -> Any:
-    return [asdict(file_record(path)[0]) for path in source_files(run.task, run.data_dir)]
+    return [asdict(file_record(path, name)[0]) for name, path in source_files(run.task, run.data_dir).items()]
 
 
 def _named(run: StageRun) -> Any:
     """What a report says of its run beside its figures."""
-    return {"profile": run.profile.name}
+    return {"profile": run.profile.name, "action_supervision": _labeller(run.profile)}
+
+
+def _labeller(profile: Profile) -> str:
+    return describe(profile.roles.annotator.llm, profile.labels_from)
 
 
 def _policy_files(run: StageRun) -> Any:
@@ -381,6 +501,7 @@ def _roles(*names: str) -> Any:
 def _evaluation_settings(profile: Profile) -> Any:
     return {
         "evaluation": profile.evaluation,
+        "embedder": profile.embedder,
         "policy": profile.policy,
         "simulator": profile.roles.simulator,
         "classifier": profile.roles.classifier,
@@ -390,9 +511,16 @@ def _evaluation_settings(profile: Profile) -> Any:
     }
 
 
+def _beta_and_tolerance(run: StageRun) -> Any:
+    """The task's own, for they hold where the profile has none."""
+    act, task = run.profile.act, run.task
+    return [act.beta.get(task.name, task.beta), task.judge.tolerance if act.tolerance is None else act.tolerance]
+
+
 def _act_settings(profile: Profile) -> Any:
     return {
-        "act": profile.act,
+        "act": profile.act.model_dump(mode="json", exclude={"beta", "tolerance"}),
+        "embedder": profile.embedder,
         "policy": profile.policy,
         "simulator": profile.roles.simulator,
         "classifier": profile.roles.classifier,
@@ -408,17 +536,28 @@ STAGES: dict[str, Stage] = {
     s.name: s
     for s in (
         Stage("raw_dataset", False, (), build_raw_dataset, seeded=False, fingerprint=_raw_fingerprint),
-        Stage("conversations", False, ("raw_dataset",), build_conversations, seeded=False),
+        Stage(
+            "ambiguous_requests",
+            False,
+            ("raw_dataset",),
+            build_ambiguous_requests,
+            seeded=False,
+            settings=lambda p: [p.roles.played()["perturbation"], p.ambiguous_requests],
+            prompts=("perturbation",),
+        ),
+        Stage(
+            "conversations", False, ("raw_dataset", "ambiguous_requests"), build_conversations, version=2, seeded=False
+        ),
         Stage(
             "action_labels",
             False,
             ("conversations",),
             build_action_labels,
-            settings=_roles("annotator"),
+            settings=lambda p: [p.action_supervision, p.roles.annotator],
             prompts=("annotator",),
         ),
         Stage(
-            "validation_intents",
+            "evaluation_intents",
             False,
             ("conversations",),
             build_intents,
@@ -470,16 +609,18 @@ STAGES: dict[str, Stage] = {
                 "contrastive_pairs",
                 "conversations",
                 "validation_pairs",
+                "raw_dataset",
             ),
             _training_build("act_checkpoint"),
             settings=_act_settings,
+            fingerprint=_beta_and_tolerance,
             prompts=("simulator", "classifier"),
         ),
         *(
             Stage(
                 f"evaluation_{method}",
                 True,
-                (f"{method}_checkpoint", "train_subset", "conversations", "validation_intents"),
+                (f"{method}_checkpoint", "train_subset", "conversations", "evaluation_intents", "raw_dataset"),
                 _evaluation_build(method),
                 settings=_evaluation_settings,
                 prompts=("simulator", "classifier"),
@@ -492,7 +633,7 @@ STAGES: dict[str, Stage] = {
             True,
             ("train_subset", "conversations"),
             build_baselines,
-            version=2,
+            version=3,
             settings=lambda p: p.evaluation.bootstrap_samples,
             fingerprint=_named,
         ),

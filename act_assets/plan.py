@@ -9,20 +9,33 @@ known: for it the largest possible number stands, marked as an upper bound.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from act_assets.conversation import Conversation, TurnState, Utterance
-from act_assets.pipeline import STAGES, cast_of, conversations_of, labelled_conversations, turns_of
+from act_assets.pipeline import (
+    LABELLED_SIDES,
+    STAGES,
+    cast_of,
+    clear_requests,
+    conversations_of,
+    evaluated_turns,
+    evaluation_side,
+    labelled_conversations,
+    turns_of,
+)
 from act_assets.preference import rejected_action
 from act_assets.profile import LLMRole
 from act_assets.roles.cast import Cast
+from act_assets.roles.embedded import MODEL
 from act_assets.rows import read_rows
 from act_assets.seeds import derive_seed
 from act_assets.stages import StageRun, run_stage, stage_key, up_to_date
-from resources.artifacts import ArtifactStore
+from resources.artifacts import Artifact, ArtifactStore
 from resources.llm.base import LLMRequest
 from resources.llm.budget import estimate_tokens
 from resources.llm.memo.memo import Memo, memo_at
@@ -87,15 +100,38 @@ def plan(run: StageRun, *, with_act: bool = True) -> list[PlanLine]:
 def _with_free_inputs(run: StageRun, folder: Path) -> StageRun:
     """The run with everything that costs nothing made in a temporary folder.
 
-    Labels of a model are not known yet: gold stands for them, which changes the texts of some pairs, not their number.
+    Labels and ambiguous twins that a model has not written yet are not known: gold labels and twins by rule stand for
+    them, which changes the texts of some questions, and their number only by what is dropped.
     """
     store = ArtifactStore(folder, "plan")
-    roles = run.profile.roles.model_copy(update={"annotator": type(run.profile.roles.annotator)()})
-    free = replace(run, store=store, profile=run.profile.model_copy(update={"roles": roles}))
-    for name in ("raw_dataset", "conversations", "action_labels", "train_subset"):
-        artifact = run_stage(STAGES, name, free).artifact
+    roles = run.profile.roles
+    by_rule = roles.model_copy(
+        update={"annotator": type(roles.annotator)(), "perturbation": LLMRole(provider="embedded", model=MODEL)}
+    )
+    free = replace(
+        run,
+        store=store,
+        calls=replace(run.calls, memo_folder=folder / "memo"),
+        profile=run.profile.model_copy(update={"action_supervision": "gold", "roles": by_rule}),
+    )
+    made = up_to_date(STAGES, "ambiguous_requests", run)
+    for name in ("raw_dataset", "ambiguous_requests", "conversations", "action_labels", "train_subset"):
+        if name == "ambiguous_requests" and made is not None:
+            artifact = _copied(store, made)
+        else:
+            artifact = run_stage(STAGES, name, free).artifact
         free = replace(free, inputs={**free.inputs, name: artifact})
-    return replace(free, profile=run.profile)
+    return replace(free, profile=run.profile, calls=run.calls)
+
+
+def _copied(store: ArtifactStore, artifact: Artifact) -> Artifact:
+    """An artifact of the run in the temporary folder."""
+
+    def copy(folder: Path) -> dict[str, Any]:
+        shutil.copytree(artifact.path, folder, dirs_exist_ok=True)
+        return dict(artifact.facts)
+
+    return store.build(artifact.key, {"copied": artifact.content_hash}, copy)
 
 
 def _questions(run: StageRun, with_act: bool) -> list[Questions]:
@@ -103,16 +139,22 @@ def _questions(run: StageRun, with_act: bool) -> list[Questions]:
     cast = cast_of(run)
     roles, act = run.profile.roles, run.profile.act
     train = read_rows(run.inputs["train_subset"].file("train.parquet"), Conversation)
-    validation = conversations_of(run, "validation")
-    everything = [c for side in ("train", "validation") for c in conversations_of(run, side)]
-    turns, evaluated = turns_of(run, train), turns_of(run, validation)
+    everything = [c for side in LABELLED_SIDES for c in conversations_of(run, side)]
+    turns, evaluated = turns_of(run, train), evaluated_turns(run)
     found: list[Questions] = []
+    if run.task.asks("perturbation"):
+        clear, _ = clear_requests(run)
+        found.append(Questions("ambiguous_requests", "perturbation", cast.perturber().requests(clear)))
     if roles.annotator.llm:
-        found.append(Questions("action_labels", "annotator", cast.annotator().requests(turns_of(run, everything))))
-    intent = cast.intent_summarizer()
-    found.append(Questions("validation_intents", "intent", intent.requests(validation)))
+        once = {t.prompt_id: t for t in turns_of(run, everything)}
+        found.append(Questions("action_labels", "annotator", cast.annotator().requests([*once.values()])))
+    if run.task.asks("intent"):
+        told = [c for whole in conversations_of(run, evaluation_side(run)) for _, c in run.task.told(whole)]
+        found.append(Questions("evaluation_intents", "intent", cast.intent_summarizer().requests(told)))
     found.append(_pairs(run, "validation_pairs", cast, labelled_conversations(run, "train"), "validation"))
-    found.append(Questions("intent_summaries", "intent", intent.requests(train)))
+    if run.task.asks("intent"):
+        told = [c for whole in train for _, c in run.task.told(whole)]
+        found.append(Questions("intent_summaries", "intent", cast.intent_summarizer().requests(told)))
     found.append(_pairs(run, "contrastive_pairs", cast, train, "train"))
     # Only turns that call for a clarification are rolled out in training; in evaluation, all may be.
     clarifying = [t for t in turns if not run.task.action(t.action).ends_trajectory]

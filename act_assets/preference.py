@@ -48,18 +48,22 @@ class PairsReport:
 
 
 def annotate(task: Task, conversations: Sequence[Conversation], annotator: Annotator, source: str) -> list[ActionLabel]:
-    """Line 3 for every turn: a_i = G(p_i, r_i). Raises RoleError naming the turns that G could not label."""
-    turns = [t for c in conversations for t in task.reader.turn_states(c)]
-    labels = require_all(annotator.label(turns), "action labels")
+    """Line 3 for every turn, once however many readings it has: a_i = G(p_i, r_i).
+
+    Raises RoleError naming the turns that G could not label.
+    """
+    turns = [t for c in conversations for t in task.turn_states(c)]
+    unique = list({t.prompt_id: t for t in turns}.values())
+    labels = require_all(annotator.label(unique), "action labels")
     return [
-        ActionLabel(t.task, t.conversation_id, t.turn_id, t.action, label, source)
-        for t, label in zip(turns, labels, strict=True)
+        ActionLabel(t.task, t.conversation_id, t.prompt_id, t.action, label, source)
+        for t, label in zip(unique, labels, strict=True)
     ]
 
 
 def rejected_action(task: Task, turn: TurnState, seed: int) -> str:
-    """Line 4: a' from S without a; drawn with a seed where several remain."""
-    others = [name for name in task.action_names if name != turn.action]
+    """Line 4: a' from S without a, as the task's policy has it; drawn with a seed where several remain."""
+    others = task.judge.rejected_actions(turn, task.actions)
     return random.Random(derive_seed(seed, "rejected_action", turn.turn_id)).choice(others)
 
 

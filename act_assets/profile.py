@@ -74,9 +74,9 @@ class SourcedRole(Settings):
 
 
 class AnnotatorRole(SourcedRole):
-    """G: `gold` takes the annotated labels; `rule` and `llm` make pseudo labels (section 5.4)."""
+    """G, which makes the labels where action_supervision is `pseudo` (section 5.4): the task's rule, or a model."""
 
-    source: Literal["gold", "rule", "llm"] = "gold"
+    source: Literal["rule", "llm"] = "rule"
 
 
 class ClassifierRole(SourcedRole):
@@ -91,6 +91,7 @@ class Roles(Settings):
     generator: LLMRole
     intent: LLMRole
     simulator: LLMRole
+    perturbation: LLMRole | None = None  # writes the ambiguous twins of appendix C; by default the generator's model
     annotator: AnnotatorRole = AnnotatorRole()
     classifier: ClassifierRole = ClassifierRole()
     in_context_conversations: Positive = 10  # appendices F and G
@@ -103,6 +104,7 @@ class Roles(Settings):
             "simulator": self.simulator,
             "annotator": self.annotator.llm,
             "classifier": self.classifier.llm,
+            "perturbation": self.perturbation or self.generator,
         }
         return {name: role for name, role in named.items() if role is not None}
 
@@ -172,23 +174,13 @@ class Optimisation(Settings):
 
 
 class Act(Optimisation):
-    """Algorithm 2. `beta` and `tolerance` are per task (beta: appendix J.2)."""
+    """Algorithm 2. `beta` is by task; where it names none, and for `tolerance`, the task's own holds."""
 
-    beta: dict[str, Annotated[float, Field(gt=0)]] = {"pacific": 0.01, "abg_coqa": 0.01, "ambig_sql": 0.5}
+    beta: dict[str, Annotated[float, Field(gt=0)]] = {}
     temperature: Temperature = 1.0  # the paper is silent; 1.0 samples pi_theta itself
     max_clarifications: Positive = 3  # a trajectory that asks more often has failed
     mask_user_tokens: bool = True  # tokens that the user wrote carry no loss
     tolerance: Annotated[float, Field(ge=0, le=1)] | None = None  # epsilon; default: the task's
-
-    def beta_of(self, task: str) -> float:
-        """The beta of a task. Raises ProfileError where the profile gives none."""
-        if task not in self.beta:
-            raise ProfileError(
-                f"the profile gives no beta for task {task}",
-                where="act.beta",
-                todo=f"add {task} to act.beta in the profile",
-            )
-        return self.beta[task]
 
 
 class Evaluation(Settings):
@@ -199,16 +191,45 @@ class Evaluation(Settings):
     bootstrap_samples: Positive = 1000
 
 
+class AmbiguousRequests(Settings):
+    """How many clear requests of each split get an ambiguous twin, where a task makes its own; null: all of them.
+
+    A train size of 250 conversations needs 125 pairs; twins that cannot be used are dropped afterwards. The paper makes
+    all 7,000 (table A10), of which such a train size sees the fewest.
+    """
+
+    train: Positive | None = 150
+    validation: Positive | None = 50
+    test: Positive | None = None
+
+
 class Profile(Settings):
     """Everything a run is made with, apart from task, train size and seed."""
 
     name: Annotated[str, Field(pattern=r"^[^/]+$")]  # a part of file names
+    action_supervision: Literal["gold", "pseudo"] = "gold"  # section 5.4: annotated actions, or G's labels
     roles: Roles
     policy: Policy
     sft: Optimisation
     act: Act
     evaluation: Evaluation
+    ambiguous_requests: AmbiguousRequests = AmbiguousRequests()
+    embedder: str = "all-MiniLM-L6-v2"  # appendix D (Risch et al., 2021); another is a Hugging Face id or a folder
     rollout_batch_size: Positive  # conversations sampled together
+
+    @model_validator(mode="after")
+    def _annotator_is_asked(self) -> Profile:
+        if self.action_supervision == "gold" and self.roles.annotator.llm is not None:
+            raise ValueError(
+                "action_supervision is gold, so roles.annotator.llm would never be asked: set action_supervision to "
+                "pseudo, or remove it"
+            )
+        return self
+
+    @property
+    def labels_from(self) -> Literal["gold", "rule", "llm"]:
+        """Where the actions that training sees come from."""
+        return "gold" if self.action_supervision == "gold" else self.roles.annotator.source
 
     def digest(self) -> str:
         """A hash of all settings."""

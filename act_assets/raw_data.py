@@ -25,12 +25,25 @@ class FileRecord:
     git_blob: str
 
 
-def source_files(task: Task, folder: Path) -> list[Path]:
-    """The task's files in a folder, plain or .gz. Raises DataError naming the missing one."""
-    return [_find(folder, name, task.name) for name in task.reader.files]
+def find_file(task: str, folder: Path, name: str) -> Path:
+    """A file of the official release in a folder, plain or .gz. Raises DataError where it is missing."""
+    for candidate in (folder / name, folder / f"{name}.gz"):
+        if candidate.is_file():
+            return candidate
+    raise DataError(
+        f"dataset file {name} is missing",
+        where=f"task {task}, folder {folder}",
+        todo=f"put the official {name} there, or unset ACT_DATA_DIR to use the bundled sample",
+    )
 
 
-def file_record(path: Path) -> tuple[FileRecord, bytes]:
+def source_files(task: Task, folder: Path) -> dict[str, Path]:
+    """All files of a task in a folder, by the name that they have in the official release."""
+    named = {name: find_file(task.name, folder, name) for name in task.reader.files}
+    return named | {name: find_file(task.name, folder, name) for name in task.reader.further_files(folder)}
+
+
+def file_record(path: Path, name: str = "") -> tuple[FileRecord, bytes]:
     """A file's record and its decompressed content. Raises DataError where it cannot be read."""
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
@@ -41,16 +54,5 @@ def file_record(path: Path) -> tuple[FileRecord, bytes]:
             todo="the file is truncated or damaged; fetch it again",
         ) from error
     blob = hashlib.sha1(f"blob {len(content)}\0".encode() + content, usedforsecurity=False).hexdigest()
-    name = path.name.removesuffix(".gz")
+    name = name or path.name.removesuffix(".gz")
     return FileRecord(name, len(content), hashlib.sha256(content).hexdigest(), blob), content
-
-
-def _find(folder: Path, name: str, task: str) -> Path:
-    for candidate in (folder / name, folder / f"{name}.gz"):
-        if candidate.is_file():
-            return candidate
-    raise DataError(
-        f"dataset file {name} is missing",
-        where=f"task {task}, folder {folder}",
-        todo=f"put the official {name} there, or unset ACT_DATA_DIR to use the bundled sample",
-    )

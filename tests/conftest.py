@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from act_assets.conversation import Conversation, TurnState
+from act_assets.conversation import ContextBlock, Conversation, Message, Reading, Turn, TurnState
 from act_assets.profile import Profile, load_profile
 from act_assets.tasks import get_task
 from act_assets.tasks.base import Task, TaskData
+from act_assets.tasks.pacific_answer import reference
 
 REPO = Path(__file__).resolve().parent.parent
 SAMPLE = REPO / "datasets" / "sample" / "pacific"
@@ -35,7 +36,7 @@ def every_conversation(sample: TaskData) -> list[Conversation]:
 
 @pytest.fixture(scope="session")
 def every_turn(pacific: Task, every_conversation: list[Conversation]) -> list[TurnState]:
-    return [t for c in every_conversation for t in pacific.reader.turn_states(c)]
+    return [t for c in every_conversation for t in pacific.turn_states(c)]
 
 
 @pytest.fixture(scope="session")
@@ -47,9 +48,28 @@ def tiny_profile() -> Profile:
 def few_turns(pacific: Task, sample: TaskData) -> list[TurnState]:
     """Sixteen turns of training conversations, clarifications among them."""
     chosen = random.Random(5).sample(list(sample.train), 6)
-    turns = [t for c in chosen for t in pacific.reader.turn_states(c)]
+    turns = [t for c in chosen for t in pacific.turn_states(c)]
     clarify = [t for t in turns if t.action == "CLARIFY"][:6]
     return [*clarify, *[t for t in turns if t.action == "ANSWER"][: 16 - len(clarify)]]
+
+
+@pytest.fixture(scope="session")
+def ambiguous() -> Conversation:
+    """A conversation in PACIFIC's form that begins with a history, and whose request may be meant in three ways."""
+    goals = [reference([text], "million", "span", "") for text in ("5", "6", "7")]
+    years = ("2018", "2019", "2020")
+    asks = reference(["Which year are you asking about?"], "", "question", "")
+    readings = tuple(
+        Reading(f"In {year}.", f"What were the sales in {year}?", goal) for year, goal in zip(years, goals, strict=True)
+    )
+    return Conversation(
+        "pacific",
+        "sales",
+        (ContextBlock("table", " : 2018 | 2019 | 2020", True), ContextBlock("table", "Sales : 5 | 6 | 7")),
+        (Turn("sales-1", "What were the sales?", "What were the sales?", asks, "CLARIFY", readings),),
+        (Message("user", "What does it sell?"), Message("assistant", "bread")),
+        "a bakery",
+    )
 
 
 @pytest.fixture(scope="session")

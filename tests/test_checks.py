@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from act_assets.checks import (
     Finding,
+    balanced,
     chosen_differs,
     covers_actions,
     finite_loss,
     no_empty_response,
     no_leak,
     reward_margin,
+    same_text,
+    targets_run,
+    twins_differ,
 )
-from act_assets.conversation import Conversation, Message, PreferencePair
-from act_assets.tasks.base import Task, TaskData, messages_of
+from act_assets.conversation import AmbiguousTwin, ClearRequest, Conversation, Message, PreferencePair
+from act_assets.tasks.base import Task, TaskData, TwinMaker, messages_of
 from act_assets.training.history import TrainingPoint
 
 Pairs = list[PreferencePair]
@@ -31,6 +36,10 @@ def conversations(sample: TaskData) -> Sequence[Conversation]:
 @pytest.fixture(scope="module")
 def good(pacific: Task, conversations: Sequence[Conversation]) -> Pairs:
     """Every turn of six conversations, against a made-up loser."""
+    return pairs_of(pacific, conversations)
+
+
+def pairs_of(pacific: Task, conversations: Sequence[Conversation]) -> Pairs:
     return [
         PreferencePair(
             task="pacific",
@@ -44,7 +53,7 @@ def good(pacific: Task, conversations: Sequence[Conversation]) -> Pairs:
             goal=t.goal.text,
         )
         for c in conversations
-        for t in pacific.reader.turn_states(c)
+        for t in pacific.turn_states(c)
     ]
 
 
@@ -94,6 +103,36 @@ def test_a_prompt_with_more_or_less_than_the_earlier_turns_is_found(
     assert not finding.passed
     assert finding.offenders == (broken.turn_id,)
     assert finding.description.startswith(f"1 of {len(good)} ")
+
+
+def test_every_reading_of_a_request_has_the_same_prompt_after_the_history(
+    pacific: Task, ambiguous: Conversation
+) -> None:
+    pairs = pairs_of(pacific, [ambiguous])
+    assert [p.turn_id for p in pairs] == list(ambiguous.turns[0].state_ids)
+    assert no_leak(pairs, [ambiguous]) == Finding(True, "3 checked")
+
+
+HISTORY_LEAKS: dict[str, Callable[[PreferencePair], PreferencePair]] = {
+    "no history": lambda p: with_prompt(p, lambda m: (m[0], m[-1])),
+    "half of the history": lambda p: with_prompt(p, lambda m: (m[0], *m[2:])),
+    "the history twice": lambda p: with_prompt(p, lambda m: (m[0], *m[1:3], *m[1:])),
+    "the reply of one reading": lambda p: with_prompt(
+        p, lambda m: (*m, Message("assistant", p.chosen), Message("user", "In 2019."))
+    ),
+    "a turn of no reading": lambda p: replace(p, turn_id="sales-1"),
+    "a reading too many": lambda p: replace(p, turn_id="sales-1#4"),
+}
+
+
+@pytest.mark.parametrize("fault", HISTORY_LEAKS)
+def test_a_prompt_with_more_or_less_than_the_history_is_found(
+    pacific: Task, ambiguous: Conversation, fault: str
+) -> None:
+    first, second, third = pairs_of(pacific, [ambiguous])
+    broken = HISTORY_LEAKS[fault](second)
+    finding = no_leak([first, broken, third], [ambiguous])
+    assert (finding.passed, finding.offenders) == (False, (broken.turn_id,))
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\t"])
@@ -154,3 +193,69 @@ def test_the_best_margin_on_the_validation_pairs_has_to_be_positive(margins: lis
 
 def test_margins_of_the_training_pairs_do_not_count() -> None:
     assert not reward_margin([point(1, 0.5, 3.0), point(2, 0.5, None, "validation")]).passed
+
+
+# --- twins -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("How many?", "how  many", True),
+        ("What's \u201cit\u201d?", 'what s "it".', True),
+        ("How many?", "How many singers?", False),
+        ("5-6", "56", False),
+        ("Ünal", "ünal", True),
+        ("", "?!", True),
+    ],
+)
+def test_the_same_text_is_the_same_words_in_order(one: str, other: str, same: bool) -> None:
+    assert same_text(one, other) is same_text(other, one) is same
+
+
+def twin(number: int, request: str = "How many?", target: str = "SELECT 1") -> AmbiguousTwin:
+    clear = ClearRequest("tea", "train", f"r-{number}", "db", "columns", "How many singers are there?", target, "t(a)")
+    return AmbiguousTwin(clear, request, "How many of what?")
+
+
+class Maker(TwinMaker):
+    """Finds something wrong with every target that says so."""
+
+    def problem(self, folder: Path, request: ClearRequest) -> str | None:
+        return f"no such table in {folder}" if request.target.endswith("nowhere") else None
+
+
+@pytest.fixture
+def with_twins(pacific: Task) -> Task:
+    return replace(pacific, twins=Maker())
+
+
+def test_a_twin_that_says_the_same_as_its_original_is_found() -> None:
+    assert twins_differ([twin(1), twin(2)]) == Finding(True, "2 checked")
+    assert twins_differ([]) == Finding(True, "0 checked")
+    finding = twins_differ([twin(1), twin(2, "how many singers are there"), twin(3)])
+    assert finding == Finding(False, "1 of 3 twins equal their original", ("r-2",))
+
+
+def test_a_target_that_does_not_run_is_found(pacific: Task, with_twins: Task, tmp_path: Path) -> None:
+    twins = [twin(1), twin(2, target="SELECT a FROM nowhere")]
+    assert targets_run(twins[:1], with_twins, tmp_path) == Finding(True, "1 checked")
+    assert targets_run(twins, with_twins, tmp_path) == Finding(False, "1 of 2 targets cannot be used", ("r-2",))
+    assert targets_run([], pacific, tmp_path).passed, "a task without twins has no targets"
+
+
+def test_a_group_that_asks_more_often_than_it_answers_is_found(
+    pacific: Task, with_twins: Task, ambiguous: Conversation
+) -> None:
+    (asks,) = (replace(t, readings=()) for t in ambiguous.turns)
+    answers = replace(asks, turn_id="a", action="ANSWER")
+
+    def of(group: str, *turns: object) -> Conversation:
+        return replace(ambiguous, conversation_id=f"{group} {len(turns)}", group=group, turns=turns)
+
+    # The ambiguous twin goes on to its answer, which is trained on and not evaluated.
+    even = [of("pair 1", answers), of("pair 1", asks, replace(answers, evaluated=False))]
+    assert balanced(even, with_twins) == Finding(True, "1 checked")
+    finding = balanced([*even, of("pair 2", asks), of("pair 3", asks, answers, answers)], with_twins)
+    assert finding == Finding(False, "2 of 3 groups are not balanced", ("pair 2", "pair 3"))
+    assert balanced([of("pair 2", asks)], pacific).passed, "data that brings its own requests is as it is"

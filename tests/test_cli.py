@@ -18,6 +18,8 @@ import pytest
 
 from act_assets import cli, pipeline
 from act_assets.home import PROJECT
+from act_assets.roles.base import ROLES
+from act_assets.tasks import all_tasks
 
 SAMPLE = PROJECT / "datasets" / "sample" / "pacific"
 
@@ -205,7 +207,14 @@ def test_exports_of_what_a_run_has_made(act: Act, tmp_path: Path) -> None:
     from resources.configured import stage_run
 
     settings = stage_run("laptop", 3, "pacific", 50, launch=lambda job: None)
-    for stage in ("raw_dataset", "conversations", "action_labels", "train_subset", "contrastive_pairs"):
+    for stage in (
+        "raw_dataset",
+        "ambiguous_requests",
+        "conversations",
+        "action_labels",
+        "train_subset",
+        "contrastive_pairs",
+    ):
         pairs = run_stage(pipeline.STAGES, stage, settings).artifact
     lines: dict[str, list[dict[str, object]]] = {}
     for what, number in (("messages", 50), ("preferences", pairs.facts["pairs"])):
@@ -223,7 +232,7 @@ def test_an_export_that_cannot_be_written(act: Act, tmp_path: Path) -> None:
     from act_assets.stages import run_stage
     from resources.configured import stage_run
 
-    for stage in ("raw_dataset", "conversations", "action_labels", "train_subset"):
+    for stage in ("raw_dataset", "ambiguous_requests", "conversations", "action_labels", "train_subset"):
         run_stage(pipeline.STAGES, stage, stage_run("laptop", 0, "pacific", 50))
     refused(act("export", "messages", "--out", str(tmp_path)), "the export cannot be written", "choose another --out")
 
@@ -256,7 +265,9 @@ def test_doctor_names_every_problem_and_fails(act: Act, tmp_path: Path, monkeypa
     said = " ".join(ended.out.split())
     for text in ("ACT_HOME cannot be written", "train.json is missing", "prompt file cannot be read"):
         assert text in said
-    assert ended.out.count("problem ") == 1 + 1 + 5, "the home, the data, five prompts"
+    prompts = [(task.name, role) for task in all_tasks().values() for role in ROLES if task.asks(role)]
+    assert len([role for name, role in prompts if name == "pacific"]) == 5
+    assert ended.out.count("problem ") == 1 + len(all_tasks()) + len(prompts), "the home, the data, the prompts"
 
 
 def test_an_interrupt_keeps_what_is_finished_and_says_so(

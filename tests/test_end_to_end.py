@@ -141,3 +141,41 @@ def test_a_killed_training_process_is_a_clear_error_and_keeps_what_was_made(smal
     assert "run again" in said
     assert "Traceback" not in said
     assert (tmp_path / "artifacts" / "conversations" / "pacific" / "current" / "tiny-seed0").is_file()
+
+
+@pytest.mark.parametrize("task", ["abg_coqa", "ambig_sql"])
+def test_the_other_tasks_go_through_the_whole_graph(task: str, tmp_path: Path) -> None:
+    """From the bundled sample; for stories, its first items, so that it does not take minutes."""
+    environment = {**os.environ, "ACT_HOME": str(tmp_path / "home"), "COLUMNS": "100"}
+    if task == "abg_coqa":
+        environment["ACT_DATA_DIR"] = str(_few_stories(tmp_path / "data"))
+    command = [sys.executable, "-m", "act_assets.cli", "run", "--task", task, "--train-size", "50", *PROFILE]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(STAGES)} of {len(STAGES)} assets made" in done.stdout
+    home = tmp_path / "home"
+    (found,) = (home / "artifacts" / "evaluation_act").rglob("report.json")
+    report = json.loads(found.read_text())
+    assert report["side"] == "test"
+    assert report["judge"].startswith({"abg_coqa": "cosine similarity", "ambig_sql": "execution match"}[task])
+    figures = {m["name"]: m for m in report["metrics"]}
+    main = {"abg_coqa": "similarity", "ambig_sql": "execution match"}[task]
+    assert 0 <= figures[f"trajectory {main}"]["value"] <= 1
+    assert "paper: Zephyr 7B-beta" in done.stdout
+    assert (home / "reports" / f"{task}-tiny-seed0.html").is_file()
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert "nothing to recompute" in again.stdout
+
+
+def _few_stories(folder: Path) -> Path:
+    """Ambiguous and clear items of each side of Abg-CoQA."""
+    folder.mkdir()
+    for name, ambiguous, clear in (("train", 20, 40), ("val", 3, 6), ("test", 3, 6)):
+        path = REPO / "datasets/sample/abg_coqa" / f"coqa_abg_{name}.json.gz"
+        content = json.loads(gzip.decompress(path.read_bytes()))
+        kinds: dict[str, list[object]] = {"ambiguous": [], "non_ambiguous": []}
+        for item in content["data"]:
+            kinds[item["ambiguity"]].append(item)
+        content["data"] = kinds["ambiguous"][:ambiguous] + kinds["non_ambiguous"][:clear]
+        (folder / f"coqa_abg_{name}.json").write_text(json.dumps(content))
+    return folder

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from act_assets.conversation import ContextBlock, Conversation, Message, PreferencePair, Reference, Turn
+from act_assets.conversation import Action, ContextBlock, Conversation, Message, PreferencePair, Reference, Turn
 from act_assets.errors import ActError
 from act_assets.export import messages_rows, preference_rows, write_jsonl
 from act_assets.tasks.base import Task, TaskData
@@ -66,6 +66,25 @@ def test_a_conversation_is_one_list_of_messages_with_three_roles(pacific: Task) 
             {"role": "model", "content": "5 (in millions)", "requires_clarification": False},
         ]
     }
+
+
+def test_what_was_said_before_comes_first_and_says_nothing_of_actions(pacific: Task) -> None:
+    before = (Message("user", "Who is it?"), Message("assistant", "A baker."))
+    (row,) = messages_rows(pacific, [replace(CONVERSATION, history=before)])
+    (plain,) = messages_rows(pacific, [CONVERSATION])
+    assert row["messages"] == [
+        plain["messages"][0],
+        {"role": "user", "content": "Who is it?"},
+        {"role": "model", "content": "A baker."},
+        *plain["messages"][1:],
+    ]
+
+
+def test_whatever_leaves_a_request_open_requires_clarification(pacific: Task) -> None:
+    task = replace(pacific, actions=(Action("HINT", False, "hints"), Action("DECLINE", True, "declines")))
+    turns = tuple(replace(t, action=a) for t, a in zip(CONVERSATION.turns, ("HINT", "DECLINE"), strict=True))
+    (row,) = messages_rows(task, [replace(CONVERSATION, turns=turns)])
+    assert [m["requires_clarification"] for m in row["messages"] if m["role"] == "model"] == [True, False]
 
 
 def test_the_whole_sample_fits_the_messages_format(pacific: Task, sample: TaskData) -> None:

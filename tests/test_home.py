@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from act_assets import home
 from act_assets.errors import ActError
-from act_assets.tasks import TASKS
+from act_assets.tasks import all_tasks
+from act_assets.tasks.pacific import PACIFIC
 
 
 @pytest.fixture(autouse=True)
 def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ACT_HOME", "ACT_DATA_DIR", "ACT_PROMPTS_DIR"):
         monkeypatch.delenv(name, raising=False)
+
+
+def test_the_sample_of_a_task_of_another_package_lies_where_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(home, "get_task", lambda name: replace(PACIFIC, name=name, sample=tmp_path / "brought"))
+    assert home.data_folder("tea") == (tmp_path / "brought", "bundled sample")
+    monkeypatch.setenv("ACT_DATA_DIR", str(tmp_path))
+    assert home.data_folder("tea") == (tmp_path, "ACT_DATA_DIR"), "your own data goes first"
 
 
 @pytest.mark.parametrize("unset", [None, ""])
@@ -54,7 +65,7 @@ def test_an_act_home_that_cannot_be_written_says_where_and_what_to_do(
 
 
 def test_the_bundled_sample_is_the_data_unless_set() -> None:
-    for task in TASKS.values():
+    for task in all_tasks().values():
         folder, origin = home.data_folder(task.name)
         assert origin == "bundled sample"
         assert all((folder / f"{name}.gz").is_file() for name in task.reader.files)

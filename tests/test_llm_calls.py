@@ -77,7 +77,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loopback: Any) -> Iter
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     shop = Workshop(tmp_path, loopback)
     with shop.server:
-        for asset in ("raw_dataset", "conversations", "action_labels", "train_subset"):
+        for asset in ("raw_dataset", "ambiguous_requests", "conversations", "action_labels", "train_subset"):
             shop.run(asset)
         yield shop
     close_memos()

@@ -11,6 +11,7 @@ import yaml
 
 from act_assets.errors import ProfileError
 from act_assets.profile import REPLY_TOKENS, Lora, Profile, Settings, load_profile, profile_names
+from act_assets.tasks import get_task
 
 TINY = Path(__file__).parent / "tiny.yaml"
 
@@ -47,11 +48,13 @@ def test_the_paper_profile_holds_the_papers_values() -> None:
     assert paper.policy.lora is None
     assert (paper.policy.max_length, paper.policy.mixed_precision) == (1280, True)
     assert (paper.act.epochs, paper.act.batch_size, paper.act.learning_rate) == (12, 4, 5e-7)
-    assert paper.act.beta == {"pacific": 0.01, "abg_coqa": 0.01, "ambig_sql": 0.5}
+    betas = {name: paper.act.beta.get(name, get_task(name).beta) for name in ("pacific", "abg_coqa", "ambig_sql")}
+    assert betas == {"pacific": 0.01, "abg_coqa": 0.01, "ambig_sql": 0.5}
     assert (paper.sft.epochs, paper.sft.batch_size) == (8, 4)
     assert paper.sft.learning_rate in (1e-4, 2e-5, 1e-5)
     assert paper.roles.in_context_conversations == 10
-    assert (paper.roles.annotator.source, paper.act.mask_user_tokens) == ("gold", True)
+    assert (paper.labels_from, paper.act.mask_user_tokens) == ("gold", True)
+    assert paper.embedder == "all-MiniLM-L6-v2"
 
 
 def test_the_laptop_profile_needs_no_key_and_no_weights() -> None:
@@ -163,11 +166,40 @@ def test_a_role_played_by_a_model_names_the_model_and_no_other_does(tmp_path: Pa
     llm = {"provider": "embedded", "model": "embedded-rules-1"}
 
     def as_(**settings: object) -> str:
-        return written(tmp_path, lambda raw: raw["roles"].update({role: settings}))
+        pseudo = lambda raw: raw.update(action_supervision="pseudo")  # noqa: E731
+        return written(tmp_path, lambda raw: raw["roles"].update({role: settings}), pseudo)
 
     load_profile(as_(source="llm", llm=llm))
     assert f"roles.{role}: source 'llm' and an 'llm' block" in refusal(as_(source="llm"))
     assert f"roles.{role}: source 'llm' and an 'llm' block" in refusal(as_(source="rule", llm=llm))
+
+
+def test_labels_come_from_gold_unless_the_profile_asks_for_pseudo_labels(tmp_path: Path) -> None:
+    """Section 5.4. A model that would never be asked is a mistake."""
+    llm = {"source": "llm", "llm": {"provider": "embedded", "model": "embedded-rules-1"}}
+    pseudo = lambda raw: raw.update(action_supervision="pseudo")  # noqa: E731
+    by_model = lambda raw: raw["roles"].update(annotator=llm)  # noqa: E731
+    assert load_profile(written(tmp_path)).labels_from == "gold"
+    assert load_profile(written(tmp_path, pseudo)).labels_from == "rule"
+    assert load_profile(written(tmp_path, pseudo, by_model)).labels_from == "llm"
+    assert "action_supervision is gold" in refusal(written(tmp_path, by_model))
+
+
+def test_requests_are_perturbed_by_the_generators_model_unless_another_is_named(tmp_path: Path) -> None:
+    tiny = load_profile(written(tmp_path))
+    assert tiny.roles.played()["perturbation"] == tiny.roles.generator
+    named = {"provider": "openai", "model": "m"}
+    own = load_profile(written(tmp_path, lambda raw: raw["roles"].update(perturbation=named)))
+    assert own.roles.played()["perturbation"].model == "m"
+
+
+@pytest.mark.parametrize("number", [0, -1, 2.5])
+def test_a_number_of_ambiguous_requests_is_positive_or_all(tmp_path: Path, number: object) -> None:
+    assert "ambiguous_requests.train: " in refusal(
+        written(tmp_path, lambda raw: raw.update(ambiguous_requests={"train": number}))
+    )
+    everything = load_profile(written(tmp_path, lambda raw: raw.update(ambiguous_requests={"train": None})))
+    assert everything.ambiguous_requests.train is None
 
 
 def test_a_name_that_is_no_file_name_is_refused(tmp_path: Path) -> None:

@@ -155,7 +155,15 @@ def test_no_key_reaches_a_job_file_a_command_or_an_artifact(
 
     run = stage_run(str(Path(__file__).parent / "tiny.yaml"), 0, "pacific", 50, launch)
     assert isinstance(run.store, ArtifactStore)
-    for name in ("raw_dataset", "conversations", "action_labels", "base_policy", "train_subset", "contrastive_pairs"):
+    for name in (
+        "raw_dataset",
+        "ambiguous_requests",
+        "conversations",
+        "action_labels",
+        "base_policy",
+        "train_subset",
+        "contrastive_pairs",
+    ):
         run_stage(STAGES, name, run)
     assert commands
     assert secret not in json.dumps(commands)

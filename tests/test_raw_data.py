@@ -6,13 +6,16 @@ import gzip
 import hashlib
 import shutil
 import subprocess
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from act_assets.errors import DataError
-from act_assets.raw_data import file_record, source_files
+from act_assets.raw_data import file_record, find_file, source_files
 from act_assets.tasks.base import Task
+from act_assets.tasks.pacific import PacificReader
 
 SAMPLE = Path(__file__).parents[1] / "datasets" / "sample" / "pacific"
 
@@ -58,9 +61,36 @@ def test_the_blob_id_is_what_git_hash_object_prints(tmp_path: Path, name: str) -
 
 def test_files_come_in_the_tasks_order_and_plain_before_compressed(tmp_path: Path, pacific: Task) -> None:
     shutil.copytree(SAMPLE, tmp_path, dirs_exist_ok=True)
-    assert [p.name for p in source_files(pacific, tmp_path)] == ["train.json.gz", "validation.json.gz"]
+    found = source_files(pacific, tmp_path)
+    assert list(found) == ["train.json", "validation.json"], "by the official names"
+    assert [p.name for p in found.values()] == ["train.json.gz", "validation.json.gz"]
     (tmp_path / "validation.json").write_text("[]")
-    assert [p.name for p in source_files(pacific, tmp_path)] == ["train.json.gz", "validation.json"]
+    assert [p.name for p in source_files(pacific, tmp_path).values()] == ["train.json.gz", "validation.json"]
+
+
+class WithDatabases(PacificReader):
+    def further_files(self, folder: Path) -> Sequence[str]:
+        return sorted(p.relative_to(folder).as_posix() for p in folder.glob("database/*/*.sqlite"))
+
+
+def test_further_files_come_last_under_the_folders_that_they_lie_in(tmp_path: Path, pacific: Task) -> None:
+    shutil.copytree(SAMPLE, tmp_path, dirs_exist_ok=True)
+    for name in ("b", "a"):
+        (tmp_path / "database" / name).mkdir(parents=True)
+        (tmp_path / "database" / name / f"{name}.sqlite").write_text(name)
+    found = source_files(replace(pacific, reader=WithDatabases()), tmp_path)
+    assert list(found)[2:] == ["database/a/a.sqlite", "database/b/b.sqlite"]
+    assert file_record(found["database/a/a.sqlite"], "database/a/a.sqlite")[0].name == "database/a/a.sqlite"
+
+
+def test_a_file_is_found_plain_before_compressed_or_missed_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "x.json.gz").write_bytes(b"")
+    assert find_file("tea", tmp_path, "x.json") == tmp_path / "x.json.gz"
+    (tmp_path / "x.json").write_bytes(b"")
+    assert find_file("tea", tmp_path, "x.json") == tmp_path / "x.json"
+    with pytest.raises(DataError, match=r"y\.json is missing") as caught:
+        find_file("tea", tmp_path, "y.json")
+    assert caught.value.where == f"task tea, folder {tmp_path}"
 
 
 @pytest.mark.parametrize("missing", ["train.json", "validation.json"])

@@ -152,7 +152,7 @@ def _empty(path: Path) -> None:
 @pytest.mark.parametrize("harm", [_missing, _truncated, _something_else, _empty])
 def test_an_unreadable_file_is_a_message_with_its_path(tmp_path: Path, harm: Any) -> None:
     path = tmp_path / "rows.parquet"
-    write_rows(path, [IntentSummary("t", "c", "s")], IntentSummary)
+    write_rows(path, [IntentSummary("t", "c", "i", "s")], IntentSummary)
     harm(path)
     with pytest.raises(DataError, match=r"cannot read rows\.parquet") as caught:
         read_rows(path, IntentSummary)

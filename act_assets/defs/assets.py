@@ -61,9 +61,16 @@ def raw_dataset(context: dg.AssetExecutionContext, act: ActSettings) -> dg.Mater
     return _run(context, act)
 
 
+@_declare("ambiguous_requests", "data", kinds={"parquet"}, pool="llm")
+def ambiguous_requests(context: dg.AssetExecutionContext, act: ActSettings) -> dg.MaterializeResult[Any]:
+    """An ambiguous twin and a clarifying question for each clear request (appendix C); empty for tasks whose data
+    brings its own."""
+    return _run(context, act)
+
+
 @_declare("conversations", "data", kinds={"parquet"})
 def conversations(context: dg.AssetExecutionContext, act: ActSettings) -> dg.MaterializeResult[Any]:
-    """Typed conversations of the training and the validation side."""
+    """Typed conversations of every side: training, validation, and test where there is one."""
     return _run(context, act)
 
 
@@ -91,9 +98,9 @@ def contrastive_pairs(context: dg.AssetExecutionContext, act: ActSettings) -> dg
     return _run(context, act)
 
 
-@_declare("validation_intents", "pairs", kinds={"parquet"}, pool="llm")
-def validation_intents(context: dg.AssetExecutionContext, act: ActSettings) -> dg.MaterializeResult[Any]:
-    """Intent summaries of the validation side, for evaluation."""
+@_declare("evaluation_intents", "pairs", kinds={"parquet"}, pool="llm")
+def evaluation_intents(context: dg.AssetExecutionContext, act: ActSettings) -> dg.MaterializeResult[Any]:
+    """What U is grounded in when the evaluated side is simulated."""
     return _run(context, act)
 
 
@@ -123,13 +130,13 @@ def act_checkpoint(context: dg.AssetExecutionContext, act: ActSettings) -> dg.Ma
 
 @_declare("evaluation_sft", "evaluation", kinds={"parquet"}, pool="gpu")
 def evaluation_sft(context: dg.AssetExecutionContext, act: ActSettings) -> dg.MaterializeResult[Any]:
-    """SFT on every validation turn, each to the end of its trajectory."""
+    """SFT on every evaluated turn, each to the end of its trajectory."""
     return _run(context, act)
 
 
 @_declare("evaluation_act", "evaluation", kinds={"parquet"}, pool="gpu")
 def evaluation_act(context: dg.AssetExecutionContext, act: ActSettings) -> dg.MaterializeResult[Any]:
-    """ACT on every validation turn, each to the end of its trajectory."""
+    """ACT on every evaluated turn, each to the end of its trajectory."""
     return _run(context, act)
 
 
@@ -151,7 +158,15 @@ def report(context: dg.AssetExecutionContext, act: ActSettings) -> dg.Materializ
     return _run(context, act)
 
 
-TASK_ASSETS = [raw_dataset, conversations, action_labels, validation_intents, validation_pairs, base_policy]
+TASK_ASSETS = [
+    raw_dataset,
+    ambiguous_requests,
+    conversations,
+    action_labels,
+    evaluation_intents,
+    validation_pairs,
+    base_policy,
+]
 SIZED_ASSETS = [
     train_subset,
     intent_summaries,

@@ -6,9 +6,9 @@ import dagster as dg
 
 from act_assets import checks
 from act_assets.checks import Finding
-from act_assets.conversation import Conversation, PreferencePair
+from act_assets.conversation import AmbiguousTwin, Conversation, PreferencePair
 from act_assets.defs.partitions import BY_TASK, BY_TASK_AND_SIZE, partition_of
-from act_assets.pipeline import STAGES
+from act_assets.pipeline import SIDES, STAGES
 from act_assets.rows import read_rows
 from act_assets.stages import StageRun, stage_key
 from act_assets.training.history import TrainingPoint
@@ -34,6 +34,24 @@ def _no_leak(run: StageRun, artifact: Artifact) -> Finding:
     return checks.no_leak(_pairs(artifact), every)
 
 
+def _twins(artifact: Artifact) -> list[AmbiguousTwin]:
+    return read_rows(artifact.file("twins.parquet"), AmbiguousTwin)
+
+
+def _targets_run(run: StageRun, artifact: Artifact) -> Finding:
+    return checks.targets_run(_twins(artifact), run.task, run.store.require(stage_key(STAGES["raw_dataset"], run)).path)
+
+
+def _balanced(run: StageRun, artifact: Artifact) -> Finding:
+    every = [c for side in SIDES for c in read_rows(artifact.file(f"{side}.parquet"), Conversation)]
+    return checks.balanced(every, run.task)
+
+
+TWIN_CHECKS: dict[str, Check] = {
+    "twins_differ": lambda run, a: checks.twins_differ(_twins(a)),
+    "targets_run": _targets_run,
+}
+BALANCE_CHECKS: dict[str, Check] = {"balanced": _balanced}
 PAIR_CHECKS: dict[str, Check] = {
     "no_leak": _no_leak,
     "no_empty_response": lambda run, a: checks.no_empty_response(_pairs(a)),
@@ -75,6 +93,11 @@ CHECKS = [
         _check(asset, name, check, blocking=True, severity=dg.AssetCheckSeverity.ERROR)
         for asset in ("contrastive_pairs", "validation_pairs")
         for name, check in PAIR_CHECKS.items()
+    ),
+    *(
+        _check(asset, name, check, blocking=True, severity=dg.AssetCheckSeverity.ERROR)
+        for asset, of_asset in (("ambiguous_requests", TWIN_CHECKS), ("conversations", BALANCE_CHECKS))
+        for name, check in of_asset.items()
     ),
     *(
         _check(asset, name, check, blocking=True, severity=dg.AssetCheckSeverity.ERROR)

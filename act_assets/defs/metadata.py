@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import dagster as dg
 
-from act_assets.conversation import Conversation, IntentSummary, PreferencePair
+from act_assets.conversation import ActionLabel, AmbiguousTwin, Conversation, IntentSummary, PreferencePair
 from act_assets.errors import ActError, RoleError
 from act_assets.evaluation import EvaluatedTurn, read_report
 from act_assets.reporting.figures import rollout_verdicts, training_curves
@@ -85,6 +86,22 @@ def _conversation(conversation: Conversation) -> str:
     return "\n".join(lines)
 
 
+def _twins(artifact: Artifact) -> dict[str, Any]:
+    rows = read_rows(artifact.file("twins.parquet"), AmbiguousTwin)[:TABLE_ROWS]
+    cells = [(t.clear.strategy, t.clear.request, t.request, t.clarifying_question, t.clear.target) for t in rows]
+    return {"sample": _table(("strategy", "clear request", "ambiguous request", "question", "target"), cells)}
+
+
+def _labels(artifact: Artifact) -> dict[str, Any]:
+    """Rows are gold, columns G's label."""
+    rows = read_rows(artifact.file("train.parquet"), ActionLabel)
+    rows += read_rows(artifact.file("validation.parquet"), ActionLabel)
+    names = sorted({name for r in rows for name in (r.gold, r.label)})
+    pairs = Counter((r.gold, r.label) for r in rows)
+    cells = [(gold, *(pairs[gold, label] for label in names)) for gold in names]
+    return {"confusion": _table(("gold \\ label", *names), cells)}
+
+
 def _intents(artifact: Artifact) -> dict[str, Any]:
     rows = read_rows(artifact.file("intents.parquet"), IntentSummary)[:TABLE_ROWS]
     return {"sample": _table(("conversation", "summary"), [(r.conversation_id, r.summary) for r in rows])}
@@ -133,10 +150,12 @@ def _leaderboard(artifact: Artifact) -> dict[str, Any]:
 
 
 _EXTRA: dict[str, Callable[[Artifact], dict[str, Any]]] = {
+    "ambiguous_requests": _twins,
+    "action_labels": _labels,
     "conversations": _conversations,
     "train_subset": _conversations,
     "intent_summaries": _intents,
-    "validation_intents": _intents,
+    "evaluation_intents": _intents,
     "contrastive_pairs": _pairs,
     "validation_pairs": _pairs,
     "base_policy": _curves,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dagster as dg
 
 from act_assets.stages import TRAIN_SIZES
-from act_assets.tasks import TASKS
+from act_assets.tasks import all_tasks
 
-BY_TASK = dg.StaticPartitionsDefinition(list(TASKS))
+BY_TASK = dg.StaticPartitionsDefinition(list(all_tasks()))
 BY_TASK_AND_SIZE = dg.MultiPartitionsDefinition(
     {"task": BY_TASK, "train_size": dg.StaticPartitionsDefinition([str(n) for n in TRAIN_SIZES])}
 )

@@ -10,7 +10,7 @@ import dagster as dg
 from act_assets.defs.partitions import BY_TASK
 from act_assets.home import prompts_folder
 from act_assets.roles.base import ROLES, prompt_hash
-from act_assets.tasks import TASKS
+from act_assets.tasks import all_tasks
 
 
 def prompt_key(role: str) -> dg.AssetKey:
@@ -27,7 +27,7 @@ def _observed(role: str) -> dg.SourceAsset:
     )
     def observe() -> dg.DataVersionsByPartition:
         folder = prompts_folder()
-        return dg.DataVersionsByPartition({task: prompt_hash(role, task, folder) for task in TASKS})
+        return dg.DataVersionsByPartition({task: prompt_hash(role, task, folder) for task in all_tasks()})
 
     return observe
 

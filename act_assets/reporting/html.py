@@ -205,9 +205,10 @@ def _settings(evidence: Evidence) -> list[tuple[str, str]]:
         ("Policy", "; ".join(policies) or run.profile.policy.model),
         ("Seed", f"{run.seed}: one training run per method and train size"),
         ("Train sizes", _sizes(evidence.sizes_evaluated)),
-        ("Evaluated on", _validation(evidence)),
+        ("Evaluated on", _evaluated(evidence)),
+        ("Scored by", "; ".join(dict.fromkeys(r.judge for r in evidence.evaluated.values())) or "nothing yet"),
         ("Generator (M)", describe(roles.generator)),
-        ("Annotator (G)", describe(roles.annotator.llm, roles.annotator.source)),
+        ("Action supervision", _supervision(evidence)),
         ("Action classifier (A)", describe(roles.classifier.llm, roles.classifier.source)),
         ("Intent summaries", describe(roles.intent)),
         ("User simulator (U)", describe(roles.simulator)),
@@ -215,17 +216,24 @@ def _settings(evidence: Evidence) -> list[tuple[str, str]]:
     ]
 
 
+def _supervision(evidence: Evidence) -> str:
+    profile = evidence.run.profile
+    named = describe(profile.roles.annotator.llm, profile.labels_from)
+    return profile.action_supervision + ("" if named == "gold" else f": {named}")
+
+
 def _sizes(sizes: Sequence[int]) -> str:
     return f"{', '.join(map(str, sizes))} (conversations)" if sizes else "none evaluated yet"
 
 
-def _validation(evidence: Evidence) -> str:
+def _evaluated(evidence: Evidence) -> str:
     """How much was evaluated, each different amount once."""
     counted = [
-        f"{len(rows)} validation turns of {len({r.conversation_id for r in rows})} conversations"
-        for rows in evidence.trajectories.values()
+        f"{len({r.prompt_id for r in rows})} turns of {len({r.conversation_id for r in rows})} conversations of the "
+        f"{evidence.evaluated[place].side} side"
+        for place, rows in evidence.trajectories.items()
     ]
-    noted = [f"{r.metrics[0].count} validation turns" for r in evidence.reports if r.metrics]
+    noted = [f"{r.metrics[0].count} turns of the {r.side} side" for r in evidence.reports if r.metrics]
     return "; ".join(dict.fromkeys(counted or noted)) or "nothing yet"
 
 
@@ -245,13 +253,14 @@ def _remarks(evidence: Evidence) -> list[str]:
             "for orientation."
         )
     remarks.append(
-        "Intervals are 95 % bootstraps over the validation conversations. They do not cover the differences "
+        "Intervals are 95 % bootstraps over the evaluated conversations. They do not cover the differences "
         "between one training run and another."
     )
-    remarks.append(
-        "Checkpoints are chosen on the validation conversations, which are the ones evaluated here, as in the paper: "
-        "figures of trained methods lean to the good side."
-    )
+    if any(report.side == "validation" for report in evidence.evaluated.values()):
+        remarks.append(
+            "Checkpoints are chosen on the validation conversations, which are the ones evaluated here, as in the "
+            "paper: figures of trained methods lean to the good side."
+        )
     named = {
         "simulator": describe(roles.simulator),
         "classifier": describe(roles.classifier.llm, roles.classifier.source),
@@ -349,7 +358,7 @@ def _paired(evidence: Evidence, sft: Sequence[EvaluatedTurn], act: Sequence[Eval
         [t.action for t in sft],
         [t.predicted_action for t in act],
         [t.predicted_action for t in sft],
-        [t.conversation_id for t in sft],
+        [t.group for t in sft],
         evidence.run.task.action_names,
         seed=evidence.run.seed,
         samples=evidence.run.profile.evaluation.bootstrap_samples,
@@ -523,7 +532,7 @@ def trajectory_data(evidence: Evidence) -> dict[str, Any]:
             )
             turn = turns.setdefault(subject, len(turns))
             place = METHODS.index(method)
-            f1 = [_main_f1(row, level) for level in LEVELS[:2]]
+            scores = [_main_score(row, level) for level in LEVELS[:2]]
             cells = [
                 place,
                 size,
@@ -532,7 +541,7 @@ def trajectory_data(evidence: Evidence) -> dict[str, Any]:
                 list(chat(row)),
                 row.outcome,
                 row.ended,
-                *f1,
+                *scores,
                 row.truncated,
             ]
             rows.append((size, turn, place, cells))
@@ -545,8 +554,8 @@ def trajectory_data(evidence: Evidence) -> dict[str, Any]:
     }
 
 
-def _main_f1(row: EvaluatedTurn, level: str) -> float | None:
-    return next((round(s.f1, 4) for s in row.scores if s.level == level), None)
+def _main_score(row: EvaluatedTurn, level: str) -> float | None:
+    return next((round(s.value, 4) for s in row.scores if s.level == level), None)
 
 
 def chat(row: EvaluatedTurn) -> Iterator[str]:

@@ -72,6 +72,27 @@ PAPER_TABLES = (
             "post-clarification official": "post_clarification_drop_f1",
         },
     ),
+    PaperTable(
+        "abg_coqa",
+        "2",
+        "Zephyr 7B-beta",
+        {
+            "macro F1": "macro_f1",
+            "turn similarity": "turn_similarity",
+            "trajectory similarity": "trajectory_similarity",
+        },
+    ),
+    PaperTable(
+        "ambig_sql",
+        "3",
+        "Zephyr 7B-beta",
+        {
+            "accuracy": "accuracy",
+            "macro F1": "macro_f1",
+            "trajectory execution match": "trajectory_execution_match",
+            "post-clarification execution match": "post_clarification_execution_match",
+        },
+    ),
 )
 
 

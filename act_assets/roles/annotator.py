@@ -17,9 +17,9 @@ from act_assets.roles.base import (
     grounding_text,
     history_lines,
     labelled,
-    one_line,
     usage_of,
 )
+from act_assets.rules.base import one_line
 from act_assets.tasks.base import Task
 from resources.llm.base import LLMRequest, Usage
 from resources.llm.client import LLM

@@ -27,9 +27,20 @@ from typing import Any, Literal, get_args
 from jinja2 import StrictUndefined, Template, TemplateSyntaxError, UndefinedError
 from jinja2.sandbox import SandboxedEnvironment
 
-from act_assets.conversation import Action, ContextBlock, Conversation, Message, Turn, TurnState, Utterance
+from act_assets.conversation import (
+    Action,
+    ClearRequest,
+    ContextBlock,
+    Conversation,
+    Message,
+    Turn,
+    TurnState,
+    Utterance,
+)
 from act_assets.errors import PromptError, RoleError
+from act_assets.rules.base import one_line
 from act_assets.seeds import derive_seed
+from act_assets.tasks import all_tasks, is_own
 from act_assets.tasks.base import Task
 from resources.llm.base import ChatMessage, LLMFailure, LLMRequest, LLMResponse, Sampling, Usage
 from resources.llm.client import LLM
@@ -38,7 +49,7 @@ RoleResult = str | LLMFailure
 """What a role gives for one item."""
 
 OnDone = Callable[[], None]
-RoleName = Literal["generator", "annotator", "classifier", "intent", "simulator"]
+RoleName = Literal["generator", "annotator", "classifier", "intent", "simulator", "perturbation"]
 ROLES: tuple[RoleName, ...] = get_args(RoleName)
 
 PROMPTS = Path(__file__).parent.parent / "prompts"
@@ -110,6 +121,13 @@ class SimulatorContext:
     utterances: tuple[Utterance, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class PerturbationContext:
+    """Write the ambiguous twin of a clear request."""
+
+    clear: ClearRequest
+
+
 # What templates loop over.
 
 
@@ -143,10 +161,10 @@ def history_lines(history: Iterable[Message]) -> tuple[Line, ...]:
     return tuple(Line("User" if m.role == "user" else "Assistant", one_line(m.content)) for m in history)
 
 
-def conversation_lines(task: Task, turns: Iterable[Turn]) -> tuple[Line, ...]:
-    """Annotated turns as a transcript, with the action of every Assistant utterance."""
-    lines: list[Line] = []
-    for turn in turns:
+def conversation_lines(task: Task, conversation: Conversation, turns: Iterable[Turn] | None = None) -> tuple[Line, ...]:
+    """A conversation (or its first turns) as a transcript, with the action of every annotated Assistant utterance."""
+    lines = list(history_lines(conversation.history))
+    for turn in conversation.turns if turns is None else turns:
         lines.append(Line("User", one_line(turn.user)))
         lines.append(Line("Assistant", one_line(turn.response.text), task.action(turn.action)))
     return tuple(lines)
@@ -155,11 +173,6 @@ def conversation_lines(task: Task, turns: Iterable[Turn]) -> tuple[Line, ...]:
 def trajectory_lines(utterances: Iterable[Utterance]) -> tuple[Line, ...]:
     """A simulated trajectory as a transcript."""
     return tuple(Line("User" if u.speaker == "user" else "Assistant", one_line(u.text)) for u in utterances)
-
-
-def one_line(text: str) -> str:
-    """An utterance must not look like several: policies write line breaks and speaker names of their own."""
-    return " ".join(text.split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,12 +206,27 @@ class PromptTemplate:
 
 
 def prompt_path(role: str, task: str, prompts_dir: Path | None = None) -> Path:
-    """Where the prompt of a role for a task lies."""
-    return (prompts_dir or PROMPTS) / role / f"{task}.md"
+    """Where the prompt of a role for a task lies.
+
+    A task of another package may keep its prompts in a folder of its own, `<role>.md`, and where it has none the
+    role's `default.md` serves; a file in `prompts_dir` goes before both.
+    """
+    chosen = (prompts_dir or PROMPTS) / role / f"{task}.md"
+    foreign = None if is_own(task) else all_tasks().get(task)
+    if foreign is None or chosen.is_file():
+        return chosen
+    brought = foreign.prompts / f"{role}.md" if foreign.prompts else None
+    return brought if brought and brought.is_file() else PROMPTS / role / "default.md"
 
 
 def prompt_hash(role: str, task: str, prompts_dir: Path | None = None) -> str:
-    """sha256 of a prompt file (hex), the data version of its asset. Raises PromptError where it is missing."""
+    """sha256 of a prompt file (hex), the data version of its asset; `not asked` where the task never asks that role.
+
+    Raises PromptError where the file is missing.
+    """
+    known = all_tasks().get(task)
+    if known and not known.asks(role):
+        return "not asked"
     return hashlib.sha256(_read(role, task, prompts_dir)).hexdigest()
 
 
@@ -309,7 +337,7 @@ class Prompted:
         self.role, self.llm, self.settings, self.stop = role, llm, settings, stop
         self.template = load_template(role, task.name, prompts_dir)
 
-    def request(self, label: str, context: object, draw: int | None = None, **variables: object) -> LLMRequest:
+    def request(self, label: str, context: object, draw: int | None = None, /, **variables: object) -> LLMRequest:
         """The question about one item. `draw` tells several samples of one prompt apart: it is the seed, or the
         sample index where the provider takes no seed.
 
@@ -428,6 +456,6 @@ def draw_in_context(conversations: Sequence[Conversation], number: int, seed: in
 
 
 def examples_apart_from(turn: TurnState, examples: Sequence[tuple[str, Example]], shown: int) -> list[Example]:
-    """The first `shown` in-context examples, without the turn's own conversation, which holds its reference."""
-    others = [example for conversation_id, example in examples if conversation_id != turn.conversation_id]
+    """The first `shown` in-context examples, without the turn's own group, which holds its reference."""
+    others = [example for group, example in examples if group != turn.group]
     return others[:shown]

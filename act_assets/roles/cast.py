@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from act_assets.roles.classifier import Classifier
 from act_assets.roles.embedded import MODEL, EmbeddedProvider
 from act_assets.roles.generator import Generator
 from act_assets.roles.intent import IntentSummarizer
+from act_assets.roles.perturbation import Perturber
 from act_assets.roles.simulator import Simulator
 from act_assets.tasks.base import Task
 from resources.llm.asking import Persistence
@@ -46,15 +48,19 @@ class Cast:
         role = self.profile.roles.intent
         return IntentSummarizer(self.llm(role), self._settings(role), self.task, self.prompts_dir)
 
+    def perturber(self) -> Perturber:
+        role = self.profile.roles.played()["perturbation"]
+        return Perturber(self.llm(role), self._settings(role), self.task, self.prompts_dir)
+
     def simulator(self) -> Simulator:
         role = self.profile.roles.simulator
         return Simulator(self.llm(role), self._settings(role), self.task, self.prompts_dir)
 
     def annotator(self) -> Annotator:
-        role = self.profile.roles.annotator
+        role, source = self.profile.roles.annotator, self.profile.labels_from
         if role.llm is None:
-            return Annotator(self.task, role.source)
-        return Annotator(self.task, role.source, self.llm(role.llm), self._settings(role.llm), self.prompts_dir)
+            return Annotator(self.task, source)
+        return Annotator(self.task, source, self.llm(role.llm), self._settings(role.llm), self.prompts_dir)
 
     def classifier(self, pool: Sequence[Conversation]) -> Classifier:
         """A with in-context conversations drawn from `pool`, which is training data."""
@@ -66,9 +72,10 @@ class Cast:
         return Classifier(self.task, role.source, llm, settings, examples, self.prompts_dir, shown=shown)
 
     def _in_context(self, pool: Sequence[Conversation]) -> tuple[tuple[Conversation, ...], int]:
-        """One more than is shown, for a turn never sees its own conversation."""
+        """More than are shown, for a turn never sees a conversation of its own group (itself, its twin)."""
         shown = self.profile.roles.in_context_conversations
-        return draw_in_context(pool, shown + 1, self.seed), shown
+        largest = max(Counter(c.group_id for c in pool).values(), default=1)
+        return draw_in_context(pool, shown + largest, self.seed), shown
 
     def llm(self, role: LLMRole) -> LLM:
         """The model that plays a role, with this run's memo, pace and budget."""
@@ -93,6 +100,8 @@ def check_roles(profile: Profile, *, max_cost_usd: float | None = None) -> None:
     """
     mistakes = []
     for name, role in profile.roles.played().items():
+        if name == "perturbation" and profile.roles.perturbation is None:
+            continue  # the generator's model, whose mistakes stand there
         where = f"roles.{name}" + (".llm" if name in ("annotator", "classifier") else "")
         mistakes += [f"{where}: {why}" for why in _unplayable(role, max_cost_usd)]
     if mistakes:

@@ -20,9 +20,9 @@ from act_assets.roles.base import (
     grounding_text,
     history_lines,
     labelled,
-    one_line,
     usage_of,
 )
+from act_assets.rules.base import one_line
 from act_assets.tasks.base import Task
 from resources.llm.base import LLMRequest, Usage
 from resources.llm.client import LLM
@@ -57,7 +57,7 @@ class Classifier:
         names = task.action_names
         self.examples_shown = min(shown, len(examples))
         self._examples = [
-            (c.conversation_id, _labelled_example(task, c, names[i % len(names)])) for i, c in enumerate(examples)
+            (c.group_id, _labelled_example(task, c, names[i % len(names)])) for i, c in enumerate(examples)
         ]
 
     @property
@@ -99,4 +99,4 @@ def _labelled_example(task: Task, conversation: Conversation, action: str) -> Ex
     """A conversation up to its last response that takes `action`, or whole where none does."""
     turns = conversation.turns
     last = max((i for i, t in enumerate(turns) if t.action == action), default=len(turns) - 1)
-    return Example(grounding_text(conversation.context), conversation_lines(task, turns[: last + 1]))
+    return Example(grounding_text(conversation.context), conversation_lines(task, conversation, turns[: last + 1]))

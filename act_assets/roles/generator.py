@@ -53,7 +53,7 @@ class Generator:
         self._prompted = Prompted("generator", llm, settings, task, prompts_dir, stop=("\nUser:",))
         self.examples_shown = min(shown, len(examples))
         self._examples = [
-            (c.conversation_id, Example(grounding_text(c.context), conversation_lines(task, c.turns))) for c in examples
+            (c.group_id, Example(grounding_text(c.context), conversation_lines(task, c))) for c in examples
         ]
 
     @property

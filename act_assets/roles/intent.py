@@ -14,10 +14,10 @@ from act_assets.roles.base import (
     RoleSettings,
     conversation_lines,
     grounding_text,
-    one_line,
     usable,
     usage_of,
 )
+from act_assets.rules.base import one_line
 from act_assets.tasks.base import Task
 from resources.llm.base import LLMRequest, Usage
 from resources.llm.client import LLM
@@ -43,7 +43,7 @@ class IntentSummarizer:
                 _where(conversation),
                 IntentContext(conversation),
                 grounding=grounding_text(conversation.context),
-                lines=conversation_lines(self.task, conversation.turns),
+                lines=conversation_lines(self.task, conversation),
             )
             for conversation in conversations
         ]

@@ -15,12 +15,12 @@ from act_assets.roles.base import (
     SimulatorContext,
     grounding_text,
     history_lines,
-    one_line,
     spoken,
     trajectory_lines,
     usable,
     usage_of,
 )
+from act_assets.rules.base import one_line
 from act_assets.tasks.base import Task
 from resources.llm.base import LLMRequest, Usage
 from resources.llm.client import LLM
@@ -48,7 +48,7 @@ class Simulator:
             self._prompted.request(
                 turn.where,
                 SimulatorContext(turn, intent, utterances),
-                intent=one_line(intent),
+                intent=one_line(intent) if self.task.grounding == "intent" else intent,
                 grounding=grounding_text(turn.context),
                 lines=(*history_lines(turn.history), *trajectory_lines(utterances)),
             )

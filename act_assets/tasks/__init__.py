@@ -1,16 +1,70 @@
-"""The task registry: one entry per task; partitions, prompts folders and the command line follow from it."""
+"""The task registry: partitions, prompts folders and the command line follow from it.
+
+This package's own tasks stand below; another package adds its own through an entry point of the group
+`act_assets.tasks` (docs/adding-a-task.md). Tasks are imported when they are first asked for.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from types import MappingProxyType
+
 from act_assets.errors import ActError
 from act_assets.tasks.base import Task
-from act_assets.tasks.pacific import PACIFIC
 
-TASKS: dict[str, Task] = {task.name: task for task in (PACIFIC,)}
+GROUP = "act_assets.tasks"
+_OWN = {
+    "pacific": "act_assets.tasks.pacific:PACIFIC",
+    "abg_coqa": "act_assets.tasks.abg_coqa:ABG_COQA",
+    "ambig_sql": "act_assets.tasks.ambig_sql:AMBIG_SQL",
+}
+
+
+@cache
+def all_tasks() -> Mapping[str, Task]:
+    """Every task by name, this package's first. Raises ActError naming the entry point that cannot be used."""
+    tasks: dict[str, Task] = {}
+    for name, place in _OWN.items():
+        module, _, attribute = place.partition(":")
+        tasks[name] = getattr(import_module(module), attribute)
+    for point in sorted(entry_points(group=GROUP), key=lambda p: (p.name, p.value)):
+        task = _load(point)
+        if task.name in tasks:
+            raise _unusable(point, f"there is a task {task.name} already")
+        tasks[task.name] = task
+    return MappingProxyType(tasks)
+
+
+def is_own(name: str) -> bool:
+    """Whether a task is this package's own."""
+    return name in _OWN
 
 
 def get_task(name: str) -> Task:
     """The task of that name. Raises ActError listing the known ones."""
-    if name not in TASKS:
-        raise ActError(f"unknown task {name!r}", todo=f"choose one of: {', '.join(TASKS)}")
-    return TASKS[name]
+    tasks = all_tasks()
+    if name not in tasks:
+        raise ActError(f"unknown task {name!r}", todo=f"choose one of: {', '.join(tasks)}")
+    return tasks[name]
+
+
+def _load(point: EntryPoint) -> Task:
+    try:
+        task = point.load()
+    except Exception as error:  # a foreign module can raise anything
+        raise _unusable(point, f"{type(error).__name__}: {error}") from error
+    if not isinstance(task, Task):
+        raise _unusable(point, f"it names a {type(task).__name__}, not an act_assets.tasks.base.Task")
+    return task
+
+
+def _unusable(point: EntryPoint, why: str) -> ActError:
+    package = point.dist.name if point.dist else "?"
+    return ActError(
+        f"a task of another package cannot be used: {why}",
+        where=f"package {package}, entry point {point.name} = {point.value} of the group {GROUP}",
+        todo="mend that package, or uninstall it",
+    )

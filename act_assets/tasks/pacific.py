@@ -11,16 +11,17 @@ ambiguous (`req_clari`) its `answer` is the clarifying question and the next que
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from act_assets.conversation import ANSWER, CLARIFY, ContextBlock, Conversation, Message, Reference, Turn, TurnState
+from act_assets.conversation import ANSWER, CLARIFY, ContextBlock, Conversation, Reference, Turn
 from act_assets.errors import DataError
-from act_assets.raw_data import file_record, source_files
-from act_assets.tasks.base import Task, TaskData
+from act_assets.raw_data import find_file
+from act_assets.rules.pacific import PacificRules
+from act_assets.tasks.base import Task, TaskData, TaskReader
+from act_assets.tasks.official import items_of, read_json, text_of, what_is_wrong
 from act_assets.tasks.pacific_answer import PacificJudge, reference
 
 INSTRUCTION = (
@@ -30,13 +31,13 @@ INSTRUCTION = (
 _SENTENCE_END = re.compile(r"(?<=[.;:!?])\s+(?=[A-Z(])")
 
 
-class PacificReader:
+class PacificReader(TaskReader):
     """Reads `train.json` and `validation.json` (the official layout; `test.json` holds no answers)."""
 
     files: tuple[str, ...] = ("train.json", "validation.json")
 
     def read(self, folder: Path) -> TaskData:
-        train, validation = (read_file(path) for path in source_files(PACIFIC, folder))
+        train, validation = (read_file(find_file("pacific", folder, name)) for name in self.files)
         seen: dict[str, str] = {}
         for name, conversations in zip(self.files, (train, validation), strict=True):
             for conversation_id in (c.conversation_id for c in conversations):
@@ -49,37 +50,6 @@ class PacificReader:
                 seen[conversation_id] = name
         return TaskData(train, validation)
 
-    def turn_states(self, conversation: Conversation) -> tuple[TurnState, ...]:
-        """Message by message: the history of turn i holds turns 1..i-1 once each, and never r_i."""
-        states: list[TurnState] = []
-        history: list[Message] = []
-        open_request = 0
-        for position, turn in enumerate(conversation.turns):
-            if position == 0 or conversation.turns[position - 1].action == ANSWER.name:
-                open_request = len(history)
-            history.append(Message("user", turn.user))
-            later = conversation.turns[position + 1 :]
-            # Under pseudo labels the last turn may read as a clarification: then g is r itself (section 3.1).
-            settled = next((i for i, t in enumerate((turn, *later)) if t.action == ANSWER.name), 0)
-            states.append(
-                TurnState(
-                    task=conversation.task,
-                    conversation_id=conversation.conversation_id,
-                    turn_id=turn.turn_id,
-                    position=position,
-                    context=conversation.context,
-                    history=tuple(history),
-                    open_request=open_request,
-                    response=turn.response,
-                    goal=(turn, *later)[settled].response,
-                    action=turn.action,
-                    clear_request=(turn, *later)[settled].clear_request,
-                    gold_replies=tuple(t.user for t in later[:settled]),
-                )
-            )
-            history.append(Message("assistant", turn.response.text))
-        return tuple(states)
-
     def system_message(self, context: Sequence[ContextBlock]) -> str:
         text = " ".join(b.text for b in context if b.section == "text")
         rows = "\n".join(b.text for b in context if b.section == "table")
@@ -88,17 +58,7 @@ class PacificReader:
 
 def read_file(path: Path) -> tuple[Conversation, ...]:
     """All conversations of one official file. Raises DataError naming the file, the item and the question."""
-    _, content = file_record(path)
-    try:
-        items = json.loads(content.decode("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(
-            f"dataset file cannot be read: {error}",
-            where=f"task pacific, {path}",
-            todo="the file is truncated or not the official JSON; fetch it again",
-        ) from error
-    if not isinstance(items, list) or not items:
-        raise DataError("dataset file holds no list of items", where=f"task pacific, {path}", todo="fetch it again")
+    items = items_of("pacific", path, read_json("pacific", path))
     conversations = tuple(_conversation(item, path, number) for number, item in enumerate(items, start=1))
     seen: set[str] = set()
     for turn_id in (t.turn_id for c in conversations for t in c.turns):
@@ -113,13 +73,13 @@ def read_file(path: Path) -> tuple[Conversation, ...]:
 def _conversation(item: Any, path: Path, number: int) -> Conversation:
     where = f"task pacific, {path}, item {number}"
     try:
-        conversation_id = _text(item["table"], "uid")
+        conversation_id = text_of(item["table"], "uid")
         rows = item["table"]["table"]
         paragraphs = sorted(item["paragraphs"], key=lambda p: int(p["order"]))
         context = [
             ContextBlock("text", sentence)
             for paragraph in paragraphs
-            for sentence in _SENTENCE_END.split(_text(paragraph, "text").strip())
+            for sentence in _SENTENCE_END.split(text_of(paragraph, "text").strip())
         ]
         for row in rows:
             if not (isinstance(row, list) and all(isinstance(cell, str) for cell in row)):
@@ -129,7 +89,9 @@ def _conversation(item: Any, path: Path, number: int) -> Conversation:
         if not isinstance(questions, list) or not questions:
             raise ValueError("'questions' must be a list that is not empty")
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(_what(error), where=where, todo="fetch the official file again, or mend this item") from error
+        raise DataError(
+            what_is_wrong(error), where=where, todo="fetch the official file again, or mend this item"
+        ) from error
     turns = tuple(_turn(question, f"{where} ({conversation_id})") for question in questions)
     if turns[-1].action != ANSWER.name:
         raise DataError(
@@ -150,22 +112,22 @@ def _turn(question: Any, where: str) -> Turn:
                 todo="use the official train.json and validation.json",
             )
         needs_clarification = question["req_clari"]
-        answer_type = _text(question, "answer_type")
+        answer_type = text_of(question, "answer_type")
         if not isinstance(needs_clarification, bool) or needs_clarification != (answer_type == "question"):
             raise ValueError(f"req_clari {needs_clarification!r} contradicts answer_type {answer_type!r}")
         response: Reference = reference(
-            question["answer"], _text(question, "scale"), answer_type, _text(question, "derivation")
+            question["answer"], text_of(question, "scale"), answer_type, text_of(question, "derivation")
         )
         return Turn(
-            turn_id=_text(question, "uid"),
-            user=_text(question, "question").strip(),
-            clear_request=_text(question, "original_question").strip(),
+            turn_id=text_of(question, "uid"),
+            user=text_of(question, "question").strip(),
+            clear_request=text_of(question, "original_question").strip(),
             response=response,
             action=CLARIFY.name if needs_clarification else ANSWER.name,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
-            _what(error),
+            what_is_wrong(error),
             where=f"{where}, question {turn_id}",
             todo="fetch the official file again, or mend this question",
         ) from error
@@ -177,21 +139,11 @@ def _row_text(row: list[str]) -> str:
     return f"{first} : {' | '.join(rest)}"
 
 
-def _text(mapping: Any, key: str) -> str:
-    value = mapping[key]
-    if not isinstance(value, str):
-        raise ValueError(f"{key!r} must be a string, not {value!r}")
-    return value
-
-
-def _what(error: Exception) -> str:
-    return f"missing key {error}" if isinstance(error, KeyError) else f"malformed: {error}"
-
-
 PACIFIC = Task(
     name="pacific",
     title="PACIFIC: finance tables and text",
     actions=(CLARIFY, ANSWER),
     reader=PacificReader(),
     judge=PacificJudge(),
+    rules=PacificRules(),
 )

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from act_assets.conversation import ANSWER, CLARIFY, Reference, TurnState
-from act_assets.metrics.drop_f1 import Score, bag_score, official_score
+from act_assets.metrics.drop_f1 import bag_score, official_score
+from act_assets.tasks.base import Scores, TaskJudge
 
 SCALE_NOTES = {
     "": "",
@@ -90,34 +92,30 @@ def _unescape(item: str) -> str:
     return item[1:] if _LOOKS_EMPTY.fullmatch(item) else item.replace("\\|", "|")
 
 
-def _scores(text: str, gold: Reference) -> dict[str, Score]:
+def _scores(text: str, gold: Reference) -> Scores:
     parsed = parse(text.strip())
     # Numbers go in as text: the official rule takes the number 0 for no prediction at all.
     items = list(parsed.answer) if isinstance(parsed.answer, tuple) else [str(parsed.answer)]
     gold_items = gold.answer if isinstance(gold.answer, list) else [str(gold.answer)]
-    return {
-        "official": official_score(items, parsed.scale, gold.answer, gold.scale, gold.answer_type),
-        "bag": bag_score(items, gold_items),
-    }
+    official = official_score(items, parsed.scale, gold.answer, gold.scale, gold.answer_type)
+    return {"official": official.f1, "bag": bag_score(items, gold_items).f1, "exact match": official.exact_match}
 
 
-class PacificJudge:
-    """DROP F1 in two named forms; H is the official one with epsilon 0.9, the published code's tolerance."""
+class PacificJudge(TaskJudge):
+    """DROP F1 in two named forms, and the official exact match; H is the official F1 with epsilon 0.9, the published
+    code's tolerance."""
 
     tolerance = 0.9
     metric_name = "DROP F1"
+    forms = ("official", "bag", "exact match")
 
-    def turn_scores(self, turn: TurnState, response: str) -> dict[str, Score]:
+    def turn_scores(self, turns: Sequence[TurnState], responses: Sequence[str]) -> list[Scores]:
         """Appendix D, turn level: a clarifying question is compared with the reference question alone."""
-        return _scores(response, turn.response)
+        return [_scores(response, turn.response) for turn, response in zip(turns, responses, strict=True)]
 
-    def outcome_scores(self, turn: TurnState, outcome: str) -> dict[str, Score]:
+    def outcome_scores(self, turns: Sequence[TurnState], outcomes: Sequence[str]) -> list[Scores]:
         """Appendix D, trajectory level: the outcome against g."""
-        return _scores(outcome, turn.goal)
-
-    def heuristic(self, turn: TurnState, outcome: str) -> float:
-        """H of Algorithm 2."""
-        return self.outcome_scores(turn, outcome)["official"].f1
+        return [_scores(outcome, turn.goal) for turn, outcome in zip(turns, outcomes, strict=True)]
 
     def rule_action(self, response: str) -> str:
         """A question mark asks: right for 1,982 of 1,982 gold responses of the public validation file."""

@@ -128,31 +128,47 @@ def initial_pair(turn: TurnState, pair: PreferencePair, prompts: PromptEncoder, 
     return Pair(turn, prompt, chosen, rejected)
 
 
+def outcome_heuristics(task: Task, pairs: Sequence[Pair], trajectories: Sequence[Trajectory]) -> list[float | None]:
+    """H(outcome, g) of each trajectory that began with the right action and has an outcome; None for the others."""
+    tested = [
+        (i, trajectory.outcome)
+        for i, (pair, trajectory) in enumerate(zip(pairs, trajectories, strict=True))
+        if trajectory.outcome is not None and trajectory.first.action == pair.turn.action
+    ]
+    scores = task.judge.heuristic([pairs[i].turn for i, _ in tested], [outcome for _, outcome in tested])
+    found = dict(zip((i for i, _ in tested), scores, strict=True))
+    return [found.get(i) for i in range(len(pairs))]
+
+
 def judge_rollout(
-    pair: Pair, trajectory: Trajectory, task: Task, tolerance: float, chat: ChatFormat, *, mask_user_tokens: bool
-) -> tuple[Pair, Verdict, float | None]:
-    """Steps 2 to 4 for one turn: the up-to-date pair, why, and H(outcome, g) where there was an outcome.
+    pair: Pair,
+    trajectory: Trajectory,
+    score: float | None,
+    tolerance: float,
+    chat: ChatFormat,
+    *,
+    mask_user_tokens: bool,
+) -> tuple[Pair, Verdict]:
+    """Steps 2 to 4 for one turn: the up-to-date pair, and why. `score` is H(outcome, g), None without an outcome.
 
     Where y_w and y_l would become equal the pair of phase 1 stands: such a pair never reaches the loss. It stands
     too where the conversation did not fit max_length: that says nothing about the response.
     """
     sampled = trajectory_completion(trajectory, chat, mask_user_tokens=mask_user_tokens)
     if trajectory.ended == "too_long":
-        return pair, "no_room", None
+        return pair, "no_room"
+    verdict: Verdict
     if trajectory.first.action != pair.turn.action:
-        updated, verdict, score = replace(pair, rejected=sampled), "wrong_action", None
+        updated, verdict = replace(pair, rejected=sampled), "wrong_action"
+    elif score is None or score < tolerance:
+        updated, verdict = replace(pair, rejected=sampled), "bad_outcome"
+    elif sampled.text == pair.chosen.text:
+        return pair, "already_winner"
     else:
-        outcome = trajectory.outcome
-        score = None if outcome is None else task.judge.heuristic(pair.turn, outcome)
-        if score is not None and score >= tolerance:
-            if sampled.text == pair.chosen.text:
-                return pair, "already_winner", score
-            updated, verdict = replace(pair, chosen=sampled), "good_outcome"
-        else:
-            updated, verdict = replace(pair, rejected=sampled), "bad_outcome"
+        updated, verdict = replace(pair, chosen=sampled), "good_outcome"
     if updated.chosen.text == updated.rejected.text or updated.chosen.token_ids == updated.rejected.token_ids:
-        return pair, "no_contrast", score
-    return updated, verdict, score  # type: ignore[return-value]
+        return pair, "no_contrast"
+    return updated, verdict
 
 
 @dataclass
@@ -175,7 +191,7 @@ class SelfTraining:
             self.policy,
             self.classifier,
             self.simulator,
-            [self.intents[t.conversation_id] for t in turns],
+            [self.intents[t.intent_id] for t in turns],
             self.task,
             self.settings.max_clarifications,
             continue_first=lambda turn, action: action == turn.action,
@@ -183,11 +199,12 @@ class SelfTraining:
         tolerance = self.task.judge.tolerance if self.settings.tolerance is None else self.settings.tolerance
         updated: list[Pair] = []
         rollouts: list[Rollout] = []
-        for pair, trajectory in zip(pairs, trajectories, strict=True):
-            new, verdict, score = judge_rollout(
+        scores = outcome_heuristics(self.task, pairs, trajectories)
+        for pair, trajectory, score in zip(pairs, trajectories, scores, strict=True):
+            new, verdict = judge_rollout(
                 pair,
                 trajectory,
-                self.task,
+                score,
                 tolerance,
                 self.policy.chat,
                 mask_user_tokens=self.settings.mask_user_tokens,
@@ -347,7 +364,7 @@ def train_act(
             train,
             held_out,
             update,
-            settings.beta_of(task.name),
+            settings.beta.get(task.name, task.beta),
             trainer_arguments(settings, derive_seed(seed, "act"), mixed_precision=profile.policy.mixed_precision),
             scratch,
             [history_callback(history, keep_best)],

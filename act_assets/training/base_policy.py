@@ -28,15 +28,20 @@ _HASHED_BYTES = 64 * 2**20
 
 
 def warm_up_texts(task: Task, conversations: Sequence[Conversation]) -> list[list[Message]]:
-    """Each conversation's grounding, then each of its users' utterances, as prompts without responses."""
-    return [
-        messages
-        for c in conversations
-        for messages in (
-            [Message("system", task.reader.system_message(c.context))],
-            *([Message("user", turn.user)] for turn in c.turns),
-        )
-    ]
+    """Each conversation's grounding, then each of its users' utterances, as prompts without responses.
+
+    A grounding that several conversations share (a story, a schema) is taken once.
+    """
+    texts: list[list[Message]] = []
+    seen: set[str] = set()
+    for c in conversations:
+        grounding = task.reader.system_message(c.context)
+        if grounding not in seen:
+            texts.append([Message("system", grounding)])
+        seen.add(grounding)
+        texts += [[m] for m in c.history if m.role == "user"]
+        texts += [[Message("user", turn.user)] for turn in c.turns]
+    return texts
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int) -> Any:

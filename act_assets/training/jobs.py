@@ -19,8 +19,9 @@ from act_assets.profile import Profile
 from act_assets.roles.cast import Cast, usage_facts
 from act_assets.rows import read_rows, write_rows
 from act_assets.tasks import get_task
-from act_assets.tasks.base import Task
+from act_assets.tasks.base import Task, Tools
 from act_assets.training.history import TrainingPoint
+from resources.embedder import default_embedder
 from resources.llm.service import CallSettings
 
 
@@ -41,20 +42,23 @@ class Job:
     @staticmethod
     def read(path: Path) -> Job:
         raw = json.loads(path.read_text(encoding="utf-8"))
+        profile = Profile.model_validate(raw["profile"])
+        inputs = {name: Path(folder) for name, folder in raw["inputs"].items()}
+        tools = Tools(inputs.get("raw_dataset", Path()), default_embedder(profile.embedder))
         return Job(
             stage=raw["stage"],
-            task=get_task(raw["task"]),
+            task=get_task(raw["task"]).equipped(tools),
             train_size=raw["train_size"],
             seed=raw["seed"],
-            profile=Profile.model_validate(raw["profile"]),
-            inputs={name: Path(folder) for name, folder in raw["inputs"].items()},
+            profile=profile,
+            inputs=inputs,
             prompts_dir=Path(raw["prompts_dir"]),
             calls=CallSettings.from_json(raw["calls"]),
             folder=Path(raw["folder"]),
         )
 
     def turns(self, conversations: list[Conversation]) -> list[TurnState]:
-        return [t for c in conversations for t in self.task.reader.turn_states(c)]
+        return [t for c in conversations for t in self.task.turn_states(c)]
 
     def subset(self) -> list[Conversation]:
         return read_rows(self.inputs["train_subset"] / "train.parquet", Conversation)
@@ -113,7 +117,7 @@ def _act(job: Job) -> Result:
         read_rows(job.inputs["contrastive_pairs"] / "pairs.parquet", PreferencePair),
         {t.turn_id: t for t in job.turns(job.conversations("validation"))},
         read_rows(job.inputs["validation_pairs"] / "pairs.parquet", PreferencePair),
-        {i.conversation_id: i.summary for i in intents},
+        {i.intent_id: i.summary for i in intents},
         classifier,
         simulator,
         job.inputs["sft_checkpoint"] / "model",

@@ -52,9 +52,11 @@ def train_sft(
     model, chat = load_model(*base)
     prompts = PromptEncoder(task, chat, profile.policy.max_prompt_tokens)
     rows, held_out = (
-        [response_row(t, prompts, chat, profile.policy.max_length) for t in side] for side in (turns, validation)
+        # A request with several readings has one prompt and one response: it is learnt once.
+        [response_row(t, prompts, chat, profile.policy.max_length) for t in {t.prompt_id: t for t in side}.values()]
+        for side in (turns, validation)
     )
-    history = History("sft", f"task {task.name}, {len(turns)} turns")
+    history = History("sft", f"task {task.name}, {len(rows)} turns")
     best: list[TrainingPoint] = []
     model = model.to(pick_device())
 
@@ -76,7 +78,7 @@ def train_sft(
         on_validation=keep_best,
     )
     facts = {
-        "turns": len(turns),
+        "turns": len(rows),
         "steps": history.points[-1].step,
         "kept_epoch": best[-1].epoch,
         "validation_loss": best[-1].loss,

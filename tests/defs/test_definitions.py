@@ -27,7 +27,7 @@ from act_assets.preference import build_pairs
 from act_assets.roles.base import ROLES
 from act_assets.rows import read_rows
 from act_assets.stages import TRAIN_SIZES, run_stage
-from act_assets.tasks import TASKS
+from act_assets.tasks import all_tasks
 from resources.artifacts import Key
 from resources.configured import ActSettings, stage_run
 
@@ -70,9 +70,9 @@ def test_what_the_report_finds_is_above_it_in_the_graph() -> None:
 
 @pytest.mark.parametrize("name", STAGES)
 def test_sized_assets_have_a_partition_per_task_and_train_size_and_others_per_task(name: str) -> None:
-    sized = [f"{task}|{size}" for task in TASKS for size in TRAIN_SIZES]
+    sized = [f"{task}|{size}" for task in all_tasks() for size in TRAIN_SIZES]
     keys = node(name).partitions_def.get_partition_keys()
-    assert sorted(keys) == sorted(sized if STAGES[name].sized else TASKS)
+    assert sorted(keys) == sorted(sized if STAGES[name].sized else all_tasks())
     assert ("pacific|50" in keys) == STAGES[name].sized
 
 
@@ -95,20 +95,33 @@ def test_what_needs_a_gpu_or_a_model_waits_in_a_pool() -> None:
         "evaluation_sft",
         "evaluation_act",
     }
-    makes_calls = {name for name, stage in STAGES.items() if {"annotator", "intent", "generator"} & {*stage.prompts}}
+    asking = {"annotator", "intent", "generator", "perturbation"}
+    makes_calls = {name for name, stage in STAGES.items() if asking & {*stage.prompts}}
     assert {name for name, p in pools.items() if p == {"llm"}} == makes_calls
 
 
-@pytest.mark.parametrize("name", ["contrastive_pairs", "validation_pairs", "sft_checkpoint", "act_checkpoint"])
+OF_PAIRS = {"no_leak", "no_empty_response", "chosen_differs_from_rejected", "covers_all_actions"}
+BLOCKING = {
+    "ambiguous_requests": {"twins_differ", "targets_run"},
+    "conversations": {"balanced"},
+    "contrastive_pairs": OF_PAIRS,
+    "validation_pairs": OF_PAIRS,
+    "sft_checkpoint": {"finite_loss"},
+    "act_checkpoint": {"finite_loss"},
+}
+
+
+@pytest.mark.parametrize("name", BLOCKING)
 def test_blocking_checks_stand_between_an_asset_and_what_follows(name: str) -> None:
     checks = {key.name: GRAPH.get(key) for key in GRAPH.asset_check_keys if key.asset_key == dg.AssetKey(name)}
     blocking = {n for n, check in checks.items() if check.blocking}
-    if name.endswith("pairs"):
-        assert blocking == {"no_leak", "no_empty_response", "chosen_differs_from_rejected", "covers_all_actions"}
-    else:
-        assert blocking == {"finite_loss"}
+    assert blocking == BLOCKING[name]
     assert {n for n in checks if n not in blocking} == ({"reward_margin"} if name == "act_checkpoint" else set())
     assert all(check.partitions_def == node(name).partitions_def for check in checks.values())
+
+
+def test_no_other_asset_has_checks() -> None:
+    assert {key.asset_key for key in GRAPH.asset_check_keys} == {dg.AssetKey(name) for name in BLOCKING}
 
 
 def test_the_jobs_cover_every_asset() -> None:
@@ -155,6 +168,18 @@ def test_an_asset_carries_its_contents_version_and_says_whether_it_was_reused(in
     assert seen == [(artifact.content_hash, False), (artifact.content_hash, True)]
 
 
+def test_labels_show_where_they_differ_from_gold_and_their_checks_ran_before(instance: dg.DagsterInstance) -> None:
+    names = ("raw_dataset", "ambiguous_requests", "conversations", "action_labels")
+    result = materialize(instance, dg.AssetSelection.assets(*names), "pacific")
+    assert result.success
+    metadata = {e.asset_key.path[-1]: e.materialization.metadata for e in result.get_asset_materialization_events()}
+    assert set(metadata) == set(names)
+    assert "| CLARIFY" in str(metadata["action_labels"]["confusion"].value)
+    assert "ambiguous request" in str(metadata["ambiguous_requests"]["sample"].value)
+    checked = {e.check_name: e.passed for e in result.get_asset_check_evaluations()}
+    assert checked == {"twins_differ": True, "targets_run": True, "balanced": True}, "PACIFIC has none to fail them"
+
+
 def test_an_error_of_ours_fails_the_step_in_its_own_words(
     instance: dg.DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,7 +201,7 @@ def test_pairs_that_leak_an_answer_are_named_and_stop_what_follows(
 
     monkeypatch.setattr(pipeline, "build_pairs", leaking)
     run = stage_run(TINY, 0, "pacific", 50)
-    for name in ("raw_dataset", "conversations", "action_labels", "train_subset"):
+    for name in ("raw_dataset", "ambiguous_requests", "conversations", "action_labels", "train_subset"):
         run_stage(STAGES, name, run)
     both = dg.MultiPartitionKey({"task": "pacific", "train_size": "50"})
     result = materialize(instance, dg.AssetSelection.assets("contrastive_pairs", "act_checkpoint"), both)
@@ -193,24 +218,30 @@ def test_pairs_that_leak_an_answer_are_named_and_stop_what_follows(
 def test_editing_a_prompt_changes_the_data_version_of_exactly_its_role(
     instance: dg.DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # PACIFIC's prompts, and for a role that it never asks those of a task that does.
+    subject = {role: next(name for name, task in all_tasks().items() if task.asks(role)) for role in ROLES}
+    assert {role for role, name in subject.items() if name != "pacific"} == {"perturbation"}
+
+    def version(prompt: dg.SourceAsset, task: str) -> str:
+        record = instance.get_latest_data_version_record(prompt.key, partition_key=task)
+        observation = record.asset_observation if record else None
+        return observation.tags["dagster/data_version"] if observation else ""
+
     def versions() -> dict[str, str]:
         observe_prompts(instance)
-        found = {}
-        for prompt in PROMPTS:
-            record = instance.get_latest_data_version_record(prompt.key, partition_key="pacific")
-            observation = record.asset_observation if record else None
-            found[prompt.key.path[-1]] = observation.tags["dagster/data_version"] if observation else ""
-        return found
+        return {p.key.path[-1]: version(p, subject[p.key.path[-1]]) for p in PROMPTS}
 
     shipped = versions()
     assert set(shipped) == set(ROLES)
     assert len(set(shipped.values())) == len(ROLES)
+    asked = {p.key.path[-1]: version(p, "pacific") for p in PROMPTS}
+    assert {role for role, found in asked.items() if found == "not asked"} == {"perturbation"}
     shutil.copytree(PACKAGE / "prompts", tmp_path / "prompts")
     monkeypatch.setenv("ACT_PROMPTS_DIR", str(tmp_path / "prompts"))
     assert versions() == shipped, "where the files lie does not matter"
     for role in ROLES:
         before = versions()
-        with (tmp_path / "prompts" / role / "pacific.md").open("a") as prompt:
+        with (tmp_path / "prompts" / role / f"{subject[role]}.md").open("a") as prompt:
             prompt.write("Be brief.\n")
         after = versions()
         assert {r for r in ROLES if after[r] != before[r]} == {role}

@@ -34,14 +34,15 @@ REPO = Path(__file__).parents[2]
 TURNS = [
     t
     for c in PACIFIC.reader.read(REPO / "datasets" / "sample" / "pacific").validation[:6]
-    for t in PACIFIC.reader.turn_states(c)
+    for t in PACIFIC.turn_states(c)
 ]
 PROFILE = load_profile("laptop")
 EVIL = """</script><img src=x onerror="alert(1)"><!--<script>&amp;\u2028'"""
 
 
-def provenance(method: str, size: int) -> Provenance:
-    return Provenance(method, size, 3, "laptop", "scratch (1 M)", describe(PROFILE.roles.simulator), "rule")
+def provenance(method: str, size: int, side: str = "validation") -> Provenance:
+    simulator = describe(PROFILE.roles.simulator)
+    return Provenance(method, size, 3, "laptop", "scratch (1 M)", simulator, "rule", "DROP F1", side)
 
 
 def evaluated(method: str, wrong_every: int) -> list[EvaluatedTurn]:
@@ -59,6 +60,8 @@ def evaluated(method: str, wrong_every: int) -> list[EvaluatedTurn]:
             EvaluatedTurn(
                 task="pacific",
                 conversation_id=turn.conversation_id,
+                group=turn.group,
+                prompt_id=turn.prompt_id,
                 turn_id=turn.turn_id,
                 request=turn.request,
                 action=turn.action,
@@ -73,15 +76,17 @@ def evaluated(method: str, wrong_every: int) -> list[EvaluatedTurn]:
                 ended="settled",
                 clarified=asks,
                 truncated=False,
-                scores=tuple(NamedScore(x, f, 0.0, 0.25) for x in ("turn", "trajectory") for f in ("official", "bag")),
+                scores=tuple(NamedScore(x, f, 0.25) for x in ("turn", "trajectory") for f in ("official", "bag")),
             )
         )
     return rows
 
 
-def evaluation(method: str, size: int, rows: list[EvaluatedTurn]) -> Callable[[Path], dict[str, Any]]:
+def evaluation(
+    method: str, size: int, rows: list[EvaluatedTurn], side: str = "validation"
+) -> Callable[[Path], dict[str, Any]]:
     def make(folder: Path) -> dict[str, Any]:
-        write_report(folder / "report.json", summarise(PACIFIC, rows, provenance(method, size), 200))
+        write_report(folder / "report.json", summarise(PACIFIC, rows, provenance(method, size, side), 200))
         write_rows(folder / "trajectories.parquet", rows, EvaluatedTurn)
         return {"seconds_of_something": 1.0}
 
@@ -232,7 +237,10 @@ def test_a_full_page_states_what_was_run_and_what_came_out(drawing_workshop: Wor
         "PACIFIC",
         "profile laptop, seed 3",
         "50 (conversations)",
-        f"{len(TURNS)} validation turns of {conversations} conversations",
+        f"{len(TURNS)} turns of {conversations} conversations of the validation side",
+        "Scored by DROP F1",
+        "Action supervision gold",
+        "Checkpoints are chosen on the validation conversations, which are the ones evaluated here",
         "embedded (embedded-rules-1)",
         "scratch (1 M)",
         "The embedded provider is rule-based",
@@ -358,6 +366,28 @@ def test_a_profile_with_models_is_not_called_rule_based(workshop: Workshop) -> N
     assert "the profile now names" in page.words  # the evaluations were made with the embedded simulator
 
 
+def test_a_test_side_is_named_and_checkpoints_were_not_chosen_on_it(workshop: Workshop) -> None:
+    workshop.put("evaluation_sft", 50, evaluation("sft", 50, evaluated("sft", 4), side="test"))
+    words = Page(workshop.page()).words
+    assert f"{len(TURNS)} turns of 6 conversations of the test side" in words
+    assert "Checkpoints are chosen" not in words
+
+
+def test_a_request_with_several_readings_is_one_turn_and_several_trajectories(workshop: Workshop) -> None:
+    rows = evaluated("sft", 4)
+    meant = [replace(rows[0], turn_id=f"{rows[0].turn_id}#{k}") for k in (1, 2)]
+    workshop.put("evaluation_sft", 50, evaluation("sft", 50, [*meant, *rows[1:]]))
+    page = Page(workshop.page())
+    assert f"{len(TURNS)} turns of 6 conversations of the validation side" in page.words
+    assert len(page.data["rows"]) == len(page.data["turns"]) == len(TURNS) + 1
+
+
+def test_pseudo_labels_are_named_with_what_made_them(workshop: Workshop) -> None:
+    workshop.fill(50)
+    pseudo = PROFILE.model_copy(update={"action_supervision": "pseudo"})
+    assert "Action supervision pseudo: rule" in Page(workshop.page(profile=pseudo)).words
+
+
 # --- null and NaN ---------------------------------------------------------------------------------------------
 
 
@@ -387,7 +417,7 @@ def test_a_trajectory_that_never_settled_has_no_outcome(workshop: Workshop) -> N
 def test_nan_never_reaches_the_page(workshop: Workshop) -> None:
     rows = evaluated("sft", 0)
     workshop.put("evaluation_sft", 50, evaluation("sft", 50, rows))
-    scores = tuple(replace(s, f1=math.nan) for s in rows[0].scores)
+    scores = tuple(replace(s, value=math.nan) for s in rows[0].scores)
     write_rows(
         workshop.inputs["evaluation_sft@50"].file("trajectories.parquet"),
         [replace(rows[0], scores=scores), *rows[1:]],
@@ -442,7 +472,7 @@ def test_the_difference_is_the_paired_bootstrap_of_the_trajectories(workshop: Wo
         [r.action for r in sft],
         [r.predicted_action for r in act],
         [r.predicted_action for r in sft],
-        [r.conversation_id for r in sft],
+        [r.group for r in sft],
         PACIFIC.action_names,
         seed=3,
         samples=PROFILE.evaluation.bootstrap_samples,

@@ -13,7 +13,9 @@ from rich.console import Console
 from act_assets.evaluation import EvaluationReport, Metric
 from act_assets.reporting.leaderboard import (
     PAPER_RESULTS,
+    PAPER_TABLES,
     LeaderboardRow,
+    PaperTable,
     by_method,
     leaderboard_rows,
     main_metrics,
@@ -48,6 +50,9 @@ def report(method: str, train_size: int | None = 50, content: bool = True, task:
         policy="scratch [x]",
         simulator="embedded (embedded-rules-1)",
         classifier="rule",
+        judge="DROP F1",
+        side="validation",
+        action_supervision="gold",
         actions=("CLARIFY", "ANSWER"),
         confusion=((5, 5), (5, 25)),
         metrics=tuple(metrics),
@@ -92,6 +97,15 @@ def test_the_papers_figures_are_those_of_table_1_with_zephyr() -> None:
 def test_two_figures_as_they_are_printed_in_the_paper() -> None:
     assert paper_value("pacific", "sft", 50, "macro F1") == 0.69
     assert paper_value("pacific", "act", 250, "post-clarification official") == 0.62
+
+
+@pytest.mark.parametrize("source", PAPER_TABLES, ids=lambda t: t.task)
+def test_every_figure_that_a_task_is_compared_with_is_in_the_paper(source: PaperTable) -> None:
+    for method in ("sft", "act"):
+        for size in (50, 100, 250):
+            for metric in source.metrics:
+                value = paper_value(source.task, method, size, metric)
+                assert value is not None and 0 < value < 1, (method, size, metric)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from resources.llm.base import LLMFailure, LLMRequest, LLMResponse, ProviderErro
 from resources.llm.client import LLM
 
 SAMPLE = PACIFIC.reader.read(Path(__file__).parents[2] / "datasets" / "sample" / "pacific")
-TURNS = [t for c in (*SAMPLE.train, *SAMPLE.validation) for t in PACIFIC.reader.turn_states(c)]
+TURNS = [t for c in (*SAMPLE.train, *SAMPLE.validation) for t in PACIFIC.turn_states(c)]
 SETTINGS = RoleSettings("embedded", MODEL, 0.0, 16, 7)
 
 

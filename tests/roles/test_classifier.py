@@ -16,7 +16,7 @@ from resources.llm.base import LLMFailure, LLMRequest, LLMResponse, ProviderErro
 from resources.llm.client import LLM
 
 SAMPLE = PACIFIC.reader.read(Path(__file__).parents[2] / "datasets" / "sample" / "pacific")
-TURNS = [t for c in (*SAMPLE.train, *SAMPLE.validation) for t in PACIFIC.reader.turn_states(c)]
+TURNS = [t for c in (*SAMPLE.train, *SAMPLE.validation) for t in PACIFIC.turn_states(c)]
 SETTINGS = RoleSettings("embedded", MODEL, 0.0, 16, 7)
 
 
@@ -93,7 +93,7 @@ def test_examples_show_both_actions_by_their_last_utterance():
 
 
 def test_a_turn_never_sees_its_own_conversation_as_an_example():
-    turn = PACIFIC.reader.turn_states(SAMPLE.train[1])[0]
+    turn = PACIFIC.turn_states(SAMPLE.train[1])[0]
     (request,) = llm_classifier(examples=SAMPLE.train[:2]).requests([turn], ["«response»"])
     assert SAMPLE.train[0].turns[0].response.text in text_of(request)
     assert text_of(request).count(" ".join(turn.context[0].text.split())) == 1

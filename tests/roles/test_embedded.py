@@ -8,19 +8,22 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from act_assets.roles.base import AnnotatorContext
+from act_assets.conversation import ANSWER
+from act_assets.roles.base import AnnotatorContext, RoleSettings
 from act_assets.roles.embedded import MODEL, EmbeddedProvider
+from act_assets.roles.generator import Generator
 from act_assets.tasks.pacific import PACIFIC
 from resources.llm.base import ChatMessage, LLMFailure, LLMRequest, ProviderError, Sampling
 from resources.llm.client import LLM
 
 REPO = Path(__file__).parents[2]
 SAMPLE = PACIFIC.reader.read(REPO / "datasets" / "sample" / "pacific")
-TURN = PACIFIC.reader.turn_states(SAMPLE.train[0])[1]
+TURN = PACIFIC.turn_states(SAMPLE.train[0])[1]
 
 
 def request(context: object, model: str = MODEL) -> LLMRequest:
@@ -51,6 +54,13 @@ def test_another_model_is_rejected_by_name():
     assert MODEL in result.message and "gemini-1.5-pro" in result.message
 
 
+def test_an_action_without_a_rule_fails():
+    task = replace(PACIFIC, actions=(*PACIFIC.actions, replace(ANSWER, name="REFUSE")))
+    settings = RoleSettings("embedded", MODEL, 0.7, 96, 7)
+    (result,) = Generator(LLM(EmbeddedProvider()), settings, task, ()).generate([TURN], ["REFUSE"], [0])
+    assert isinstance(result, LLMFailure) and "REFUSE" in result.message
+
+
 SCRIPT = """
 import hashlib, json, sys
 from pathlib import Path
@@ -60,7 +70,7 @@ from act_assets.tasks.pacific import PACIFIC
 from resources.llm.client import LLM
 
 conversations = PACIFIC.reader.read(Path("datasets/sample/pacific")).validation
-turns = [t for c in conversations for t in PACIFIC.reader.turn_states(c)]
+turns = [t for c in conversations for t in PACIFIC.turn_states(c)]
 settings = RoleSettings("embedded", "embedded-rules-1", 0.0, 64, 0)
 llm = LLM(EmbeddedProvider(), max_concurrency=int(sys.argv[1]))
 generator = Generator(llm, settings, PACIFIC, ())

@@ -9,8 +9,9 @@ import pytest
 
 from act_assets.conversation import ANSWER, ContextBlock, Reference
 from act_assets.roles.base import IntentContext, RoleSettings
-from act_assets.roles.embedded import MODEL, EmbeddedProvider, intent_items
+from act_assets.roles.embedded import MODEL, EmbeddedProvider
 from act_assets.roles.intent import IntentSummarizer
+from act_assets.rules.base import intent_items
 from act_assets.tasks.pacific import PACIFIC
 from resources.llm.base import LLMFailure, LLMRequest, LLMResponse
 from resources.llm.client import LLM
@@ -99,18 +100,3 @@ def test_a_text_without_a_numbered_list_is_a_failure(text):
         "rejected",
         f"task pacific, conversation {CONVERSATIONS[0].conversation_id}",
     )
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("The user wants to know: 1. A? 2. B?", ["A?", "B?"]),
-        ("1. What A was in 2019, 2. What B was, and 3. Why.", ["What A was in 2019", "What B was", "Why."]),
-        ("1. Level 2. 2. Note 13. on p. 4.", ["Level", "2. Note 13. on p. 4."]),
-        ("1. A grew by 3. 5 shops. 2. B", ["A grew by 3. 5 shops.", "B"]),
-        ("The user wants to know: nothing.", []),
-        ("", []),
-    ],
-)
-def test_intent_items(text, expected):
-    assert intent_items(text) == expected

@@ -10,15 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from act_assets.conversation import ANSWER, CLARIFY, Action
+from act_assets.conversation import ANSWER, CLARIFY, Action, ClearRequest, Message
 from act_assets.errors import PromptError, RoleError
 from act_assets.roles.annotator import Annotator
 from act_assets.roles.base import (
+    PROMPTS,
     ROLES,
+    Example,
     Line,
     PromptTemplate,
     RoleSettings,
     ask,
+    conversation_lines,
+    examples_apart_from,
     load_template,
     parse_action,
     prompt_hash,
@@ -29,11 +33,18 @@ from act_assets.roles.base import (
 from act_assets.roles.classifier import Classifier
 from act_assets.roles.generator import Generator
 from act_assets.roles.intent import IntentSummarizer
+from act_assets.roles.perturbation import Perturber
 from act_assets.roles.simulator import Simulator
+from act_assets.tasks import all_tasks, get_task, is_own
 from act_assets.tasks.pacific import PACIFIC
 from resources.llm.asking import Persistence
 from resources.llm.base import ChatMessage, LLMFailure, LLMRequest, LLMResponse, ProviderError, Sampling
 from resources.llm.client import LLM
+
+CONVERSATION = PACIFIC.reader.read(Path(__file__).parents[2] / "datasets" / "sample" / "pacific").train[0]
+PACIFIC_TURN = PACIFIC.turn_states(CONVERSATION)[0]
+# (task, role) for every prompt of this package that is ever asked.
+ASKED = [(t.name, role) for t in all_tasks().values() if is_own(t.name) for role in ROLES if t.asks(role)]
 
 
 def write(folder: Path, text: str | bytes) -> Path:
@@ -92,15 +103,27 @@ def test_hash_is_the_sha256_of_the_file(tmp_path):
     assert prompt_hash("simulator", "pacific", tmp_path) != before
 
 
-@pytest.mark.parametrize("role", ROLES)
-def test_shipped_prompts_load(role):
-    template = load_template(role, "pacific")
+@pytest.mark.parametrize(("task", "role"), ASKED)
+def test_shipped_prompts_load(task, role):
+    template = load_template(role, task)
     assert [name for name, _ in template.sections] == ["system", "user"]
-    assert template.path == prompt_path(role, "pacific")
-    assert prompt_path(role, "pacific").read_text().startswith("[[comment]]")
+    assert template.path == prompt_path(role, task)
+    assert template.path.relative_to(PROMPTS).as_posix() == f"{role}/{task}.md", "its own, not the default"
+    assert template.path.read_text().startswith("[[comment]]")
 
 
-def test_shipped_prompts_document_exactly_the_variables_they_are_given(monkeypatch):
+def test_pacific_has_a_prompt_for_every_role_but_the_one_that_makes_twins():
+    assert {role for task, role in ASKED if task == "pacific"} == set(ROLES) - {"perturbation"}
+
+
+def documented(path: Path) -> set[str]:
+    """The variables that a prompt file's comment names."""
+    comment = path.read_text().split("[[system]]")[0].split("\nVariables\n")[1]
+    return set(re.findall(r"^  (\w+)  +\S", comment, re.MULTILINE))
+
+
+@pytest.mark.parametrize("name", sorted({task for task, _ in ASKED}))
+def test_shipped_prompts_document_exactly_the_variables_they_are_given(monkeypatch, name):
     given: dict[str, set[str]] = {}
 
     def note(self, **variables):
@@ -108,18 +131,70 @@ def test_shipped_prompts_document_exactly_the_variables_they_are_given(monkeypat
         return ()
 
     monkeypatch.setattr(PromptTemplate, "render", note)
-    sample = PACIFIC.reader.read(Path(__file__).parents[2] / "datasets" / "sample" / "pacific")
-    turn = PACIFIC.reader.turn_states(sample.train[0])[0]
-    llm, settings = LLM(Uneven()), RoleSettings("uneven", "m", 0.0, 8, None)
-    Generator(llm, settings, PACIFIC, ()).requests([turn], [CLARIFY.name], [0])
-    Annotator(PACIFIC, "llm", llm, settings).requests([turn])
-    Classifier(PACIFIC, "llm", llm, settings).requests([turn], ["12"])
-    IntentSummarizer(llm, settings, PACIFIC).requests(sample.train[:1])
-    Simulator(llm, settings, PACIFIC).requests([turn], ["1. What?"], [()])
-    assert set(given) == set(ROLES)
+    turn = PACIFIC_TURN
+    llm, settings, task = LLM(Uneven()), RoleSettings("uneven", "m", 0.0, 8, None), get_task(name)
+    Generator(llm, settings, task, ()).requests([turn], [CLARIFY.name], [0])
+    Annotator(task, "llm", llm, settings).requests([turn])
+    Classifier(task, "llm", llm, settings).requests([turn], ["12"])
+    Simulator(llm, settings, task).requests([turn], ["1. What?"], [()])
+    if task.asks("intent"):
+        IntentSummarizer(llm, settings, task).requests([CONVERSATION])
+    if task.asks("perturbation"):
+        clear = ClearRequest(name, "train", "r", "db", "a strategy", "How many?", "SELECT 1", "a schema")
+        Perturber(llm, settings, task).requests([clear])
+    assert set(given) == {role for task, role in ASKED if task == name}
     for role, names in given.items():
-        comment = prompt_path(role, "pacific").read_text().split("[[system]]")[0].split("\nVariables\n")[1]
-        assert set(re.findall(r"^  (\w+)  +\S", comment, re.MULTILINE)) == names, role
+        assert documented(prompt_path(role, name)) == names, role
+        default = PROMPTS / role / "default.md"
+        assert role == "perturbation" or documented(default) == names, default
+
+
+# Where a prompt lies.
+
+
+@pytest.fixture
+def foreign(tmp_path, monkeypatch):
+    """A task of another package that brings one prompt."""
+    brought = tmp_path / "brought"
+    brought.mkdir()
+    (brought / "generator.md").write_text("[[system]]\ns\n[[user]]\nof the package\n")
+    task = replace(PACIFIC, name="tea", prompts=brought)
+    monkeypatch.setattr("act_assets.roles.base.all_tasks", lambda: {"pacific": PACIFIC, "tea": task})
+    return task
+
+
+def test_a_task_of_another_package_uses_its_own_prompts_then_the_neutral_ones(foreign, tmp_path):
+    assert prompt_path("generator", "tea") == foreign.prompts / "generator.md"
+    assert prompt_path("simulator", "tea") == PROMPTS / "simulator" / "default.md"
+    mine = tmp_path / "mine"
+    assert prompt_path("generator", "tea", mine) == foreign.prompts / "generator.md", "nothing of that name is there"
+    for role in ("generator", "simulator"):
+        (mine / role).mkdir(parents=True)
+        (mine / role / "tea.md").write_text("[[system]]\ns\n[[user]]\nmine\n")
+        assert prompt_path(role, "tea", mine) == mine / role / "tea.md"
+        assert load_template(role, "tea", mine).hash == prompt_hash(role, "tea", mine)
+
+
+def test_a_task_of_this_package_never_falls_back_to_a_neutral_prompt(tmp_path):
+    assert prompt_path("simulator", "pacific", tmp_path) == tmp_path / "simulator" / "pacific.md"
+
+
+@pytest.mark.parametrize("role", [r for r in ROLES if r != "perturbation"])
+def test_neutral_prompts_load(monkeypatch, role):
+    monkeypatch.setattr("act_assets.roles.base.all_tasks", lambda: {"tea": replace(PACIFIC, name="tea")})
+    template = load_template(role, "tea")
+    assert [name for name, _ in template.sections] == ["system", "user"]
+    assert template.path == PROMPTS / role / "default.md"
+    assert template.path.read_text().startswith("[[comment]]")
+
+
+def test_a_role_that_a_task_never_asks_has_no_prompt_and_a_fixed_hash(foreign, tmp_path, monkeypatch):
+    assert prompt_hash("perturbation", "pacific") == "not asked"
+    told_goals = replace(PACIFIC, grounding="goal")
+    monkeypatch.setattr("act_assets.roles.base.all_tasks", lambda: {"pacific": told_goals})
+    assert prompt_hash("intent", "pacific", tmp_path) == "not asked"
+    with pytest.raises(PromptError, match="cannot be read"):
+        prompt_hash("simulator", "pacific", tmp_path)
 
 
 # Templates that do not: every message names the file, and the line where there is one.
@@ -285,3 +360,25 @@ def test_parse_action_tells_overlapping_names_apart():
     assert parse_action("CLARIFY-MORE", task) == "CLARIFY-MORE"
     assert parse_action("CLARIFY", task) == "CLARIFY"
     assert parse_action("CLARIFY, then CLARIFY-MORE", task) is None
+
+
+# What is shown.
+
+
+def test_a_turn_never_sees_an_example_of_its_own_group():
+    """Its twin holds the same reference, and leaves open what the turn must be asked for."""
+    turn = replace(PACIFIC_TURN, conversation_id="clear", group="pair 1")
+    examples = [(group, Example(name, ())) for group, name in (("pair 1", "itself"), ("pair 1", "its twin"))]
+    examples += [(f"pair {n}", Example(f"other {n}", ())) for n in range(2, 6)]
+    assert [e.grounding for e in examples_apart_from(turn, examples, 3)] == ["other 2", "other 3", "other 4"]
+    assert [e.grounding for e in examples_apart_from(replace(turn, group="clear"), examples, 1)] == ["itself"]
+
+
+def test_a_transcript_begins_with_what_was_said_before_and_labels_the_annotated_utterances_alone():
+    before = (Message("user", "Who is\nshe?"), Message("assistant", "A baker."))
+    conversation = replace(CONVERSATION, history=before)
+    lines = conversation_lines(PACIFIC, conversation)
+    assert lines[:2] == (Line("User", "Who is she?"), Line("Assistant", "A baker."))
+    assert lines[2:] == conversation_lines(PACIFIC, CONVERSATION)
+    assert [x.action.name for x in lines[2:] if x.speaker == "Assistant"] == [t.action for t in CONVERSATION.turns]
+    assert len(conversation_lines(PACIFIC, conversation, conversation.turns[:1])) == 4

@@ -38,7 +38,7 @@ def test_a_prompt_is_the_earlier_turns_once_each_and_never_its_own_answer(
     pacific: Task, every_conversation: list[Conversation]
 ) -> None:
     for conversation in every_conversation:
-        states = pacific.reader.turn_states(conversation)
+        states = pacific.turn_states(conversation)
         for position, state in enumerate(states):
             said = [m.content for m in state.history if m.role == "assistant"]
             asked = [m.content for m in state.history if m.role == "user"]
@@ -50,7 +50,7 @@ def test_a_prompt_is_the_earlier_turns_once_each_and_never_its_own_answer(
 
 def test_goal_and_gold_replies_follow_the_clarification(pacific: Task, every_conversation: list[Conversation]) -> None:
     for conversation in every_conversation:
-        states = pacific.reader.turn_states(conversation)
+        states = pacific.turn_states(conversation)
         for position, state in enumerate(states):
             if state.action == "CLARIFY":
                 assert state.goal == conversation.turns[position + 1].response
@@ -164,24 +164,48 @@ def test_the_rule_classifies_every_gold_response(pacific: Task, every_turn: list
     assert all(pacific.judge.rule_action(t.response.text) == t.action for t in every_turn)
 
 
-def test_gold_scores_one_in_both_forms(pacific: Task, every_turn: list[TurnState]) -> None:
-    for turn in every_turn:
-        for scores in (
-            pacific.judge.turn_scores(turn, turn.response.text),
-            pacific.judge.outcome_scores(turn, turn.goal.text),
-        ):
-            assert {form: (s.exact_match, s.f1) for form, s in scores.items()} == {
-                "official": (1.0, 1.0),
-                "bag": (1.0, 1.0),
-            }, (turn.where, json.dumps(turn.response.text))
+def test_gold_scores_one_in_every_form(pacific: Task, every_turn: list[TurnState]) -> None:
+    assert pacific.judge.forms == ("official", "bag", "exact match")
+    for level in (
+        pacific.judge.turn_scores(every_turn, [t.response.text for t in every_turn]),
+        pacific.judge.outcome_scores(every_turn, [t.goal.text for t in every_turn]),
+    ):
+        for turn, scores in zip(every_turn, level, strict=True):
+            assert scores == dict.fromkeys(pacific.judge.forms, 1.0), (turn.where, json.dumps(turn.response.text))
+
+
+def test_exact_match_is_all_or_nothing_and_a_form_of_its_own(pacific: Task, every_turn: list[TurnState]) -> None:
+    turn = next(t for t in every_turn if t.goal.answer_type == "span" and len(t.goal.text.split()) > 6)
+    words = turn.goal.text.split()
+    (scores,) = pacific.judge.outcome_scores([turn], [" ".join(words[1:])])
+    assert 0.0 < scores["official"] < 1.0
+    assert scores["exact match"] == 0.0
+
+
+def test_the_heuristic_is_the_official_score_of_each_outcome_in_order(
+    pacific: Task, every_turn: list[TurnState]
+) -> None:
+    turns = every_turn[:40]
+    outcomes = [t.goal.text if i % 2 else "no idea" for i, t in enumerate(turns)]
+    scores = pacific.judge.outcome_scores(turns, outcomes)
+    assert pacific.judge.heuristic(turns, outcomes) == [s["official"] for s in scores]
+    assert pacific.judge.heuristic(turns, outcomes) == [float(i % 2) for i in range(40)]
+    assert pacific.judge.heuristic([], []) == []
+
+
+@pytest.mark.parametrize("level", ["turn_scores", "outcome_scores", "heuristic"])
+def test_lists_of_different_lengths_are_refused(pacific: Task, every_turn: list[TurnState], level: str) -> None:
+    with pytest.raises(ValueError, match="zip"):
+        getattr(pacific.judge, level)(every_turn[:2], ["one"])
 
 
 @pytest.mark.parametrize("text", ["Assistant:", "Assistant: ", "User:", "[]"])
 def test_a_bare_prefix_scores_nothing(pacific: Task, every_turn: list[TurnState], text: str) -> None:
     """In the published code predictions and golds share the prefix `Assistant:`, which alone scores 0.47."""
-    assert sum(pacific.judge.outcome_scores(t, text)["official"].f1 for t in every_turn) / len(every_turn) < 0.001
+    scores = pacific.judge.outcome_scores(every_turn, [text] * len(every_turn))
+    assert sum(s["official"] for s in scores) / len(every_turn) < 0.001
 
 
 def test_a_wrong_scale_is_a_wrong_answer(pacific: Task, every_turn: list[TurnState]) -> None:
     turn = next(t for t in every_turn if t.response.scale == "million" and t.response.answer_type == "arithmetic")
-    assert pacific.judge.heuristic(turn, turn.goal.text.replace("(in millions)", "(in thousands)")) == 0.0
+    assert pacific.judge.heuristic([turn], [turn.goal.text.replace("(in millions)", "(in thousands)")]) == [0.0]

@@ -84,7 +84,7 @@ def test_truncated_json_is_refused(path: Path, end: int) -> None:
     path.write_text(json.dumps(SOUND)[:end])
     error = refusal(path)
     assert "cannot be read" in str(error)
-    assert "fetch it again" in error.todo
+    assert "fetch the official file again" in error.todo
 
 
 def test_truncated_gz_is_refused(tmp_path: Path) -> None:

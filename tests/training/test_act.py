@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from act_assets.conversation import PreferencePair, Trajectory, TurnState, Utterance
+from act_assets.conversation import Conversation, PreferencePair, Trajectory, TurnState, Utterance
 from act_assets.errors import RoleError, TrainingError
 from act_assets.preference import build_pairs
 from act_assets.profile import Lora, Profile
 from act_assets.roles import Classifier, EmbeddedProvider, Generator, RoleSettings, Simulator
 from act_assets.rows import read_rows
 from act_assets.tasks.base import Task
+from act_assets.tasks.pacific_answer import PacificJudge
 from act_assets.training.act import (
     Pair,
     Rollout,
@@ -28,6 +29,7 @@ from act_assets.training.act import (
     initial_pair,
     judge_rollout,
     make_trainer,
+    outcome_heuristics,
     train_act,
     trajectory_completion,
 )
@@ -72,7 +74,8 @@ def _said(chat: ChatFormat, text: str, action: str, truncated: bool = False) -> 
 
 def _judged(pair: Pair, task: Task, chat: ChatFormat, *utterances: Utterance, ended: str = "settled"):  # type: ignore[no-untyped-def]
     trajectory = Trajectory(pair.turn.turn_id, utterances, ended)  # type: ignore[arg-type]
-    return judge_rollout(pair, trajectory, task, 0.9, chat, mask_user_tokens=True)
+    (score,) = outcome_heuristics(task, [pair], [trajectory])
+    return (*judge_rollout(pair, trajectory, score, 0.9, chat, mask_user_tokens=True), score)
 
 
 def _pair(pairs: list[Pair], action: str) -> Pair:
@@ -145,6 +148,78 @@ def test_a_conversation_that_does_not_fit_says_nothing_about_the_response(
     assert (new, verdict, score) == (pair, "no_room", None)
 
 
+def test_outcomes_are_judged_at_once_and_only_those_of_the_right_action(
+    pacific: Task, chat: ChatFormat, pairs: list[Pair]
+) -> None:
+    asked: list[list[str]] = []
+
+    class Noting(PacificJudge):
+        def heuristic(self, turns: Sequence[TurnState], outcomes: Sequence[str]) -> list[float]:
+            asked.append(list(outcomes))
+            return super().heuristic(turns, outcomes)
+
+    clarify, answer = _pair(pairs, "CLARIFY"), _pair(pairs, "ANSWER")
+    ask, reply = _said(chat, "Which one?", "CLARIFY"), Utterance("user", "the first one", "")
+    said = (
+        (answer, (_said(chat, "no idea", "ANSWER"),), "settled"),
+        (clarify, (_said(chat, clarify.turn.goal.text, "ANSWER"),), "not_rolled_out"),
+        (clarify, (ask,), "max_clarifications"),
+        (clarify, (), "too_long"),
+        (clarify, (ask, reply, _said(chat, clarify.turn.goal.text, "ANSWER")), "settled"),
+    )
+    trajectories = [Trajectory("t", utterances, ended) for _, utterances, ended in said]  # type: ignore[arg-type]
+    of = [pair for pair, _, _ in said]
+    scores = outcome_heuristics(replace(pacific, judge=Noting()), of, trajectories)
+    assert scores == [0.0, None, None, None, 1.0]
+    assert asked == [["no idea", clarify.turn.goal.text]]
+    assert outcome_heuristics(pacific, [], []) == []
+
+
+@pytest.mark.parametrize(("score", "verdict"), [(0.7, "good_outcome"), (0.69, "bad_outcome"), (None, "bad_outcome")])
+def test_an_outcome_at_the_tolerance_wins(
+    chat: ChatFormat, pairs: list[Pair], score: float | None, verdict: str
+) -> None:
+    pair = _pair(pairs, "CLARIFY")
+    said = (_said(chat, "Which one?", "CLARIFY"), Utterance("user", "this", ""), _said(chat, "12 of it", "ANSWER"))
+    trajectory = Trajectory(pair.turn.turn_id, said, "settled")
+    assert judge_rollout(pair, trajectory, score, 0.7, chat, mask_user_tokens=True)[1] == verdict
+
+
+def test_every_reading_is_rolled_out_with_its_own_user(
+    pacific: Task, ambiguous: Conversation, chat: ChatFormat, tiny_profile: Profile
+) -> None:
+    turns, prompts = pacific.turn_states(ambiguous), PromptEncoder(pacific, chat, 320)
+    rejected = PreferencePair("pacific", "sales", "", "CLARIFY", "ANSWER", (), turns[0].response.text, "no idea", "")
+    pairs = [initial_pair(t, replace(rejected, turn_id=t.turn_id), prompts, 1280) for t in turns]
+
+    class AsksThenRepeats:
+        """Asks, and then says what the user said."""
+
+        def __init__(self) -> None:
+            self.chat = chat
+
+        def respond(self, dialogues: Sequence[Any]) -> list[Utterance]:
+            return [_said(chat, d.utterances[-1].text if d.utterances else "Which?", "") for d in dialogues]
+
+    class Wanting:
+        def reply(self, turns, intents, trajectories):  # type: ignore[no-untyped-def]
+            return list(intents)
+
+    training = SelfTraining(
+        pacific,
+        AsksThenRepeats(),  # type: ignore[arg-type]
+        Classifier(pacific, "rule"),
+        Wanting(),  # type: ignore[arg-type]
+        {t.intent_id: t.goal.text for t in turns},
+        tiny_profile.act,
+        0,
+    )
+    updated, rollouts = training(pairs, 1, 7)
+    assert [r.outcome for r in rollouts] == [t.goal.text for t in turns]
+    assert [(r.turn_id, r.verdict, r.heuristic) for r in rollouts] == [(t.turn_id, "good_outcome", 1.0) for t in turns]
+    assert [p.rejected for p in updated] == [p.rejected for p in pairs]
+
+
 def test_a_silent_simulator_ends_the_training_instead_of_spoiling_it(
     pacific: Task, few_turns: list[TurnState], pairs: list[Pair], chat: ChatFormat, tiny_profile: Profile
 ) -> None:
@@ -165,7 +240,7 @@ def test_a_silent_simulator_ends_the_training_instead_of_spoiling_it(
         Asking(),  # type: ignore[arg-type]
         Classifier(pacific, "rule"),
         Refusing(),  # type: ignore[arg-type]
-        {p.turn.conversation_id: "" for p in clarify},
+        {p.turn.intent_id: "" for p in clarify},
         tiny_profile.act,
         0,
     )
@@ -303,7 +378,7 @@ def _train(
     save_model(model, chat.tokenizer, folder / "sft")
     (folder / "out").mkdir()
     by_id = {t.turn_id: t for t in turns}
-    intents = {t.conversation_id: f"The user wants to know: 1. {t.clear_request}" for t in turns}
+    intents = {t.intent_id: f"The user wants to know: 1. {t.clear_request}" for t in turns}
     user = Simulator(LLM(EmbeddedProvider()), RoleSettings("embedded", "embedded-rules-1", 0.0, 64, 0), task)
     return train_act(
         task,
@@ -319,6 +394,38 @@ def _train(
         3,
         folder / "out",
     )
+
+
+@pytest.mark.parametrize(
+    ("named", "beta"), [({"pacific": 0.25}, 0.25), ({"another": 0.25}, 0.5), ({}, 0.5)], ids=["its", "other", "none"]
+)
+def test_the_tasks_own_beta_is_used_where_the_profile_names_none(
+    pacific: Task,
+    few_turns: list[TurnState],
+    preference_pairs: list[PreferencePair],
+    model: Any,
+    chat: ChatFormat,
+    tiny_profile: Profile,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    named: dict[str, float],
+    beta: float,
+) -> None:
+    class Stop(Exception):
+        pass
+
+    used: list[float] = []
+
+    def stop(model, ref_model, chat, pairs, validation, update, beta, *rest):  # type: ignore[no-untyped-def]
+        used.append(beta)
+        raise Stop
+
+    monkeypatch.setattr("act_assets.training.act.make_trainer", stop)
+    act = tiny_profile.act.model_copy(update={"beta": named})
+    profile = tiny_profile.model_copy(update={"act": act})
+    with pytest.raises(Stop):
+        _train(replace(pacific, beta=0.5), few_turns, preference_pairs, model, chat, profile, tmp_path / "out")
+    assert used == [beta]
 
 
 @pytest.fixture(scope="module")

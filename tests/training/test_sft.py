@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from act_assets.conversation import TurnState
+from act_assets.conversation import Conversation, TurnState
 from act_assets.errors import TrainingError
 from act_assets.profile import Profile
 from act_assets.tasks.base import Task
@@ -67,6 +67,47 @@ def test_the_same_seed_gives_the_same_bytes_and_the_best_epoch_is_kept(
     assert facts["kept_epoch"] == min(losses, key=lambda e: losses[e])
     train = [p.loss for p in points if p.split == "train"]
     assert train[-1] < train[0], "it learns"
+
+
+def test_a_prompt_with_several_readings_is_learnt_once(
+    pacific: Task,
+    ambiguous: Conversation,
+    few_turns: list[TurnState],
+    chat: ChatFormat,
+    tiny_profile: Profile,
+    tmp_path: Path,
+) -> None:
+    scratch = tiny_profile.policy.scratch
+    assert scratch is not None
+    save_model(build_model(scratch, len(chat.tokenizer), 1280, chat, seed=1), chat.tokenizer, tmp_path / "base")
+    readings = list(pacific.turn_states(ambiguous))
+    results = []
+    for number in (3, 1):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        turns = [*few_turns[:3], *readings[:number]]
+        base = (str(tmp_path / "base"), None)
+        results.append(train_sft(pacific, turns, turns, base, tiny_profile, 0, folder))
+    (facts, points), alone = results
+    assert facts["turns"] == 4
+    assert (facts, points) == alone, "one reading or three: the prompt and the response are the same"
+    weights = [(tmp_path / str(n) / "model" / "model.safetensors").read_bytes() for n in (3, 1)]
+    assert weights[0] == weights[1]
+
+
+def test_the_base_policy_sees_what_the_user_said_before_and_a_shared_grounding_once(
+    pacific: Task, ambiguous: Conversation
+) -> None:
+    from act_assets.training.base_policy import warm_up_texts
+
+    twin = replace(ambiguous, conversation_id="twin", history=())
+    texts = [(m.role, m.content) for group in warm_up_texts(pacific, [ambiguous, twin]) for m in group]
+    assert texts == [
+        ("system", pacific.reader.system_message(ambiguous.context)),
+        ("user", "What does it sell?"),
+        ("user", "What were the sales?"),
+        ("user", "What were the sales?"),
+    ]
 
 
 def test_the_base_policy_sees_no_system_response(pacific: Task, sample: Any) -> None:

@@ -1,0 +1,1 @@
+"""Rules by which the embedded provider answers, task by task."""

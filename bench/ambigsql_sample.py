@@ -1,0 +1,111 @@
+"""Prints a sample of the ambiguous requests that the embedded rules make of Spider's, to be read and judged by hand.
+
+    python bench/ambigsql_sample.py                                  # 20 twins a strategy, as Markdown
+    python bench/ambigsql_sample.py --out docs/ambigsql-sample.md    # refuses to overwrite: verdicts are put in by hand
+
+Each strategy's twins come from different databases as far as there are enough of them. Also prints, on stderr, for how
+many requests of a strategy there is a twin.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import random
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any, get_args
+
+from act_assets.rules.sql_perturbation import Perturbed, SchemaNames, perturb
+from act_assets.tasks.sql_strategy import Strategy, strategy_of
+
+FOLDER = Path(__file__).parent.parent / "datasets" / "sample" / "ambig_sql"
+SEED = 0
+Twin = tuple[dict[str, Any], Perturbed]
+
+
+def read_items(folder: Path, name: str) -> list[dict[str, Any]]:
+    """The items of a Spider file, plain or .gz."""
+    plain, packed = folder / name, folder / f"{name}.gz"
+    text = plain.read_text("utf-8") if plain.is_file() else gzip.decompress(packed.read_bytes()).decode("utf-8")
+    items: list[dict[str, Any]] = json.loads(text)
+    return items
+
+
+def read_names(folder: Path) -> dict[str, SchemaNames]:
+    """The natural names of every database."""
+    return {
+        schema["db_id"]: SchemaNames(
+            tuple(schema["table_names"]), tuple(name for table, name in schema["column_names"] if table >= 0)
+        )
+        for schema in read_items(folder, "tables.json")
+    }
+
+
+def make_twins(folder: Path, side: str, seed: int) -> dict[Strategy, list[Twin]]:
+    """All twins of a file, by strategy; says on stderr for how many requests there is one."""
+    names = read_names(folder)
+    twins: dict[Strategy, list[Twin]] = {strategy: [] for strategy in get_args(Strategy)}
+    tried: Counter[Strategy] = Counter()
+    for number, item in enumerate(read_items(folder, f"{side}.json")):
+        strategy = strategy_of(item["query"], f"{item['db_id']}-{number}", seed)
+        tried[strategy] += 1
+        if twin := perturb(item["question"], item["query"], strategy, names[item["db_id"]]):
+            twins[strategy].append((item, twin))
+    for strategy, found in twins.items():
+        share = len(found) / tried[strategy] if tried[strategy] else 0.0
+        print(f"{side}, {strategy}: {len(found)} of {tried[strategy]} requests ({share:.1%})", file=sys.stderr)
+    return twins
+
+
+def draw(twins: list[Twin], number: int, seed: int) -> list[Twin]:
+    """`number` twins, another database each until there are none left."""
+    shuffled = random.Random(seed).sample(twins, len(twins))
+    seen: Counter[str] = Counter()
+    ranked = []
+    for item, twin in shuffled:
+        ranked.append((seen[item["db_id"]], item, twin))
+        seen[item["db_id"]] += 1
+    ranked.sort(key=lambda entry: entry[0])  # stable: first ones of a database before second ones
+    return [(item, twin) for _, item, twin in ranked[:number]]
+
+
+def table(twins: list[Twin]) -> str:
+    """A Markdown table whose last column is empty."""
+    rows = [
+        "| | database | clear request | ambiguous request | clarifying question | SQL | verdict |",
+        "|" + " --- |" * 7,
+    ]
+    for number, (item, twin) in enumerate(twins, start=1):
+        cells = [str(number), item["db_id"], item["question"], twin.request, twin.clarifying_question]
+        cells += [f"`{' '.join(item['query'].split())}`", ""]
+        rows.append("| " + " | ".join(" ".join(c.split()).replace("|", "\\|") for c in cells) + " |")
+    return "\n".join(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="Spider's files, plain or .gz")
+    parser.add_argument("--side", default="train_spider", help="which file of questions, without .json")
+    parser.add_argument("--number", type=int, default=20, help="twins of each strategy")
+    parser.add_argument("--seed", type=int, default=SEED, help="of the sample (not of the strategies)")
+    parser.add_argument("--out", type=Path, help="a file that does not exist yet; without it, standard output")
+    options = parser.parse_args()
+    if options.out and options.out.exists():
+        parser.error(f"{options.out} exists and may hold verdicts: name another file, or move it away first")
+    twins = make_twins(options.folder, options.side, seed=0)
+    parts = [
+        f"## {strategy.capitalize()}\n\n{table(draw(found, options.number, options.seed))}\n"
+        for strategy, found in twins.items()
+    ]
+    text = "\n".join(parts)
+    if options.out:
+        options.out.write_text(text, "utf-8")
+    else:
+        print(text, end="")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""docs/adding-a-task.md as it stands: its example is installed as a package of its own and taken through the graph."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from act_assets.pipeline import STAGES
+
+REPO = Path(__file__).resolve().parent.parent
+PAGE = REPO / "docs" / "adding-a-task.md"
+ACTIONS = {"CLARIFY", "ANSWER", "DECLINE"}
+
+
+def _files() -> dict[str, str]:
+    """The page's files by path: a path in backticks on a line of its own, then the fenced text."""
+    return dict(re.findall(r"^`(tea-shop/[\w.]+)`\n\n```\w+\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE))
+
+
+def _run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "act_assets.cli", *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_example_is_shorter_than_eighty_lines() -> None:
+    files = _files()
+    assert set(files) == {"tea-shop/pyproject.toml", "tea-shop/tea_shop.py"}
+    assert sum(text.count("\n") for text in files.values()) < 80
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The example installed into a folder that is on the path, and an empty ACT_HOME."""
+    folder = tmp_path_factory.mktemp("package")
+    for name, text in _files().items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    install = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target"]
+    subprocess.run([sys.executable, *install, str(folder / "site"), str(folder / "tea-shop")], check=True)
+    home = str(tmp_path_factory.mktemp("home"))
+    return {**os.environ, "PYTHONPATH": str(folder / "site"), "ACT_HOME": home, "COLUMNS": "100"}
+
+
+@pytest.mark.end_to_end
+@pytest.mark.timeout(900)
+def test_a_task_of_another_package_goes_through_the_whole_graph(environment: dict[str, str]) -> None:
+    profile = str(REPO / "tests" / "tiny.yaml")
+    done = _run(environment, "run", "--task", "tea_shop", "--train-size", "50", "--profile", profile)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(STAGES)} of {len(STAGES)} assets made" in done.stdout
+    manifests = {}
+    for path in Path(environment["ACT_HOME"], "artifacts").rglob("artifact.json"):
+        manifest = json.loads(path.read_text())
+        manifests[manifest["asset"]] = (path.parent, manifest["facts"])
+    assert set(manifests) == set(STAGES)
+    pairs = manifests["contrastive_pairs"][1]
+    assert all(pairs[f"pairs_{action.lower()}"] > 0 for action in ACTIONS)
+    report = json.loads((manifests["evaluation_act"][0] / "report.json").read_text())
+    assert set(report["actions"]) == ACTIONS
+    assert [len(row) for row in report["confusion"]] == [3, 3, 3]
+    assert "trajectory exact match" in {metric["name"] for metric in report["metrics"]}
+    page = Path(environment["ACT_HOME"], "reports", "tea_shop-tiny-seed0.html").read_text()
+    assert "A tea shop" in page
+    assert "DECLINE" in page
+
+
+@pytest.mark.end_to_end
+def test_a_package_that_cannot_be_imported_is_named(environment: dict[str, str], tmp_path: Path) -> None:
+    broken = Path(environment["PYTHONPATH"], "tea_shop.py")
+    text = broken.read_text()
+    try:
+        broken.write_text(text.replace('"tea_shop", "A tea shop"', '"Tea Shop", "A tea shop"'))
+        done = _run({**environment, "ACT_HOME": str(tmp_path)}, "plan", "--task", "tea_shop")
+    finally:
+        broken.write_text(text)
+    assert done.returncode != 0
+    assert "package tea-shop, entry point tea_shop = tea_shop:TEA_SHOP" in done.stdout + done.stderr
+    assert "small letters" in done.stdout + done.stderr

@@ -12,7 +12,7 @@ demo: $(STAMP)
 	@$(BIN)/act run --task pacific --train-size 50
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 ui: $(STAMP)
 	@DAGSTER_HOME=$$($(BIN)/python -c "from act_assets.home import dagster_home; print(dagster_home())") \

@@ -24,7 +24,9 @@ class Finding:
 
 def no_leak(pairs: Sequence[PreferencePair], conversations: Sequence[Conversation]) -> Finding:
     """A prompt holds the earlier utterances of its conversation, each once, then the request: never the answer."""
-    by_turn = {state: (c, i) for c in conversations for i, t in enumerate(c.turns) for state in t.state_ids}
+    by_turn = {
+        state: (c, i) for c in conversations for i, t in enumerate(c.turns) for state in (t.turn_id, *t.state_ids)
+    }
     offenders = []
     for pair in pairs:
         if pair.turn_id not in by_turn:

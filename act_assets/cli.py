@@ -222,6 +222,8 @@ def doctor() -> None:
     from act_assets.doctor import examine
 
     table = Table(box=None, show_header=False)
+    for overflow in ("ellipsis", "ellipsis", "fold"):  # a path is never cut
+        table.add_column(overflow=overflow)  # type: ignore[arg-type]
     lines = examine()
     for line in lines:
         mark = {True: "[green]ok[/]", False: "[red]problem[/]", None: "-"}[line.ok]

@@ -107,3 +107,5 @@ def _try(topic: str, look: object) -> Line:
         return Line(topic, look(), True)  # type: ignore[operator]
     except ActError as error:
         return Line(topic, str(error), False)
+    except Exception as error:  # the reader of another package's task can raise anything
+        return Line(topic, f"{type(error).__name__}: {error}", False)

@@ -62,8 +62,9 @@ class EvaluatedTurn:
     truncated: bool
     scores: tuple[NamedScore, ...]
 
-    def score(self, level: str, form: str) -> float:
-        return next(s.value for s in self.scores if s.level == level and s.form == form)
+    def score(self, level: str, form: str) -> float | None:
+        """None where the form says nothing of this turn."""
+        return next((s.value for s in self.scores if s.level == level and s.form == form), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,10 +342,11 @@ def _type(row: EvaluatedTurn, level: str) -> str:
 
 def _means(name: str, level: str, rows: Sequence[EvaluatedTurn], like: Sequence[EvaluatedTurn] = ()) -> list[Metric]:
     """The mean of every form of a level; `like` are rows with the forms, where `rows` may be empty."""
-    forms = list(dict.fromkeys(s.form for r in like[:1] or rows[:1] for s in r.scores if s.level == level))
+    forms = dict.fromkeys(s.form for r in like or rows for s in r.scores if s.level == level)
     if level == "turn":
         rows = list({r.prompt_id: r for r in reversed(rows)}.values())
-    return [_mean(f"{name} {form}", [r.score(level, form) for r in rows]) for form in forms]
+    scored = {form: [value for r in rows if (value := r.score(level, form)) is not None] for form in forms}
+    return [_mean(f"{name} {form}", values) for form, values in scored.items()]
 
 
 def _mean(name: str, values: Sequence[float]) -> Metric:

@@ -92,6 +92,14 @@ def build_ambiguous_requests(run: StageRun, folder: Path) -> dict[str, Any]:
             **{f"dropped_{name}": number for name, number in dropped.items()},
             **usage_facts(perturber.usage),
         }
+        missing = [side for side in ("train", "validation") if side not in sides]
+        if missing:
+            reasons = ", ".join(f"{number} {name}" for name, number in dropped.items())
+            raise DataError(
+                f"not one ambiguous twin could be used of side {' and '.join(missing)}; dropped: {reasons}",
+                where=run.where,
+                todo="see an answer (act memo show), edit the prompt of the role perturbation, then run again",
+            )
     write_rows(folder / "twins.parquet", twins, AmbiguousTwin)
     return facts
 
@@ -190,7 +198,7 @@ def build_intents(run: StageRun, folder: Path) -> dict[str, Any]:
         rows = [IntentSummary(t.task, t.conversation_id, t.intent_id, text) for t, text in goals]
         write_rows(folder / "intents.parquet", rows, IntentSummary)
         return {"intents": len(rows)}
-    told = [way for c in conversations for way in run.task.told(c)]
+    told = told_to_user(run, conversations)
     summarizer = cast_of(run).intent_summarizer()
     with run.progress("intent summaries", len(told)) as done:
         texts = require_all(summarizer.summarize([c for _, c in told], done), "intent summaries")
@@ -202,10 +210,23 @@ def build_intents(run: StageRun, folder: Path) -> dict[str, Any]:
     return {"intents": len(rows), **usage_facts(summarizer.usage)}
 
 
+def told_to_user(run: StageRun, conversations: Sequence[Conversation]) -> list[tuple[str, Conversation]]:
+    """(intent id, conversation) for every trajectory in which U may speak.
+
+    In training only turns that call for a reply are rolled out, so that nothing is asked about the others; an
+    evaluated policy may ask anywhere.
+    """
+    told = [way for c in conversations for way in run.task.told(c)]
+    if "train_subset" not in run.inputs:
+        return told
+    turns = turns_of(run, conversations)
+    needed = {t.intent_id for t in turns if not run.task.action(t.action).ends_trajectory}
+    return [(intent_id, c) for intent_id, c in told if intent_id in needed]
+
+
 def goals_of(run: StageRun, conversations: Sequence[Conversation]) -> list[tuple[TurnState, str]]:
-    """The last turn of each trajectory with what U is told of it: the clear request, then the target (table A27)."""
-    last = {t.intent_id: t for t in turns_of(run, conversations)}
-    return [(t, f"{t.clear_request}\n{t.goal.text}") for t in last.values()]
+    """Each turn with what U is told of it: the clear request, then the target (table A27)."""
+    return [(t, f"{t.clear_request}\n{t.goal.text}") for t in turns_of(run, conversations)]
 
 
 def build_contrastive_pairs(run: StageRun, folder: Path) -> dict[str, Any]:
@@ -332,7 +353,7 @@ def provenance(run: StageRun, method: str) -> Provenance:
         simulator=describe(roles.simulator),
         classifier=describe(roles.classifier.llm, roles.classifier.source),
         action_supervision=_labeller(run.profile),
-        judge=equipped_task(run).judge.identity if "raw_dataset" in run.inputs else run.task.judge.metric_name,
+        judge=_judge(run),
         side=evaluation_side(run),
     )
 
@@ -476,7 +497,12 @@ def _raw_fingerprint(run: StageRun) -> Any:
 
 def _named(run: StageRun) -> Any:
     """What a report says of its run beside its figures."""
-    return {"profile": run.profile.name, "action_supervision": _labeller(run.profile)}
+    return {"profile": run.profile.name, "action_supervision": _labeller(run.profile), "judge": _judge(run)}
+
+
+def _judge(run: StageRun) -> str:
+    """What scores, an embedder's weights included; nothing scores where there is no raw dataset to score on."""
+    return equipped_task(run).judge.identity if "raw_dataset" in run.inputs else run.task.judge.metric_name
 
 
 def _labeller(profile: Profile) -> str:
@@ -501,7 +527,6 @@ def _roles(*names: str) -> Any:
 def _evaluation_settings(profile: Profile) -> Any:
     return {
         "evaluation": profile.evaluation,
-        "embedder": profile.embedder,
         "policy": profile.policy,
         "simulator": profile.roles.simulator,
         "classifier": profile.roles.classifier,
@@ -511,16 +536,19 @@ def _evaluation_settings(profile: Profile) -> Any:
     }
 
 
-def _beta_and_tolerance(run: StageRun) -> Any:
+def _judge_and_tolerance(run: StageRun) -> Any:
     """The task's own, for they hold where the profile has none."""
     act, task = run.profile.act, run.task
-    return [act.beta.get(task.name, task.beta), task.judge.tolerance if act.tolerance is None else act.tolerance]
+    return [
+        _judge(run),
+        act.beta.get(task.name, task.beta),
+        task.judge.tolerance if act.tolerance is None else act.tolerance,
+    ]
 
 
 def _act_settings(profile: Profile) -> Any:
     return {
         "act": profile.act.model_dump(mode="json", exclude={"beta", "tolerance"}),
-        "embedder": profile.embedder,
         "policy": profile.policy,
         "simulator": profile.roles.simulator,
         "classifier": profile.roles.classifier,
@@ -613,7 +641,7 @@ STAGES: dict[str, Stage] = {
             ),
             _training_build("act_checkpoint"),
             settings=_act_settings,
-            fingerprint=_beta_and_tolerance,
+            fingerprint=_judge_and_tolerance,
             prompts=("simulator", "classifier"),
         ),
         *(

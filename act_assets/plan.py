@@ -26,6 +26,7 @@ from act_assets.pipeline import (
     evaluated_turns,
     evaluation_side,
     labelled_conversations,
+    told_to_user,
     turns_of,
 )
 from act_assets.preference import rejected_action
@@ -100,7 +101,7 @@ def plan(run: StageRun, *, with_act: bool = True) -> list[PlanLine]:
 def _with_free_inputs(run: StageRun, folder: Path) -> StageRun:
     """The run with everything that costs nothing made in a temporary folder.
 
-    Labels and ambiguous twins that a model has not written yet are not known: gold labels and twins by rule stand for
+    Labels and ambiguous twins that a model has yet to write are not known: gold labels and twins by rule stand for
     them, which changes the texts of some questions, and their number only by what is dropped.
     """
     store = ArtifactStore(folder, "plan")
@@ -108,18 +109,16 @@ def _with_free_inputs(run: StageRun, folder: Path) -> StageRun:
     by_rule = roles.model_copy(
         update={"annotator": type(roles.annotator)(), "perturbation": LLMRole(provider="embedded", model=MODEL)}
     )
+    supervision = "gold" if run.profile.labels_from == "llm" else run.profile.action_supervision
     free = replace(
         run,
         store=store,
         calls=replace(run.calls, memo_folder=folder / "memo"),
-        profile=run.profile.model_copy(update={"action_supervision": "gold", "roles": by_rule}),
+        profile=run.profile.model_copy(update={"action_supervision": supervision, "roles": by_rule}),
     )
-    made = up_to_date(STAGES, "ambiguous_requests", run)
     for name in ("raw_dataset", "ambiguous_requests", "conversations", "action_labels", "train_subset"):
-        if name == "ambiguous_requests" and made is not None:
-            artifact = _copied(store, made)
-        else:
-            artifact = run_stage(STAGES, name, free).artifact
+        made = up_to_date(STAGES, name, run) if name in ("ambiguous_requests", "action_labels") else None
+        artifact = _copied(store, made) if made is not None else run_stage(STAGES, name, free).artifact
         free = replace(free, inputs={**free.inputs, name: artifact})
     return replace(free, profile=run.profile, calls=run.calls)
 
@@ -153,7 +152,7 @@ def _questions(run: StageRun, with_act: bool) -> list[Questions]:
         found.append(Questions("evaluation_intents", "intent", cast.intent_summarizer().requests(told)))
     found.append(_pairs(run, "validation_pairs", cast, labelled_conversations(run, "train"), "validation"))
     if run.task.asks("intent"):
-        told = [c for whole in train for _, c in run.task.told(whole)]
+        told = [c for _, c in told_to_user(run, train)]
         found.append(Questions("intent_summaries", "intent", cast.intent_summarizer().requests(told)))
     found.append(_pairs(run, "contrastive_pairs", cast, train, "train"))
     # Only turns that call for a clarification are rolled out in training; in evaluation, all may be.

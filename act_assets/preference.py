@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from act_assets.conversation import ActionLabel, Conversation, PreferencePair, TurnState
-from act_assets.errors import DataError
+from act_assets.errors import ActError, DataError
 from act_assets.roles.base import require_all
 from act_assets.seeds import derive_seed
 from act_assets.tasks.base import Task, messages_of
@@ -64,6 +64,12 @@ def annotate(task: Task, conversations: Sequence[Conversation], annotator: Annot
 def rejected_action(task: Task, turn: TurnState, seed: int) -> str:
     """Line 4: a' from S without a, as the task's policy has it; drawn with a seed where several remain."""
     others = task.judge.rejected_actions(turn, task.actions)
+    if not others:
+        raise ActError(
+            f"no action is left to reject beside {turn.action}",
+            where=turn.where,
+            todo="rejected_actions of the task's judge has to name one at least",
+        )
     return random.Random(derive_seed(seed, "rejected_action", turn.turn_id)).choice(others)
 
 

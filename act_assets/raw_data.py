@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,8 @@ def find_file(task: str, folder: Path, name: str) -> Path:
     raise DataError(
         f"dataset file {name} is missing",
         where=f"task {task}, folder {folder}",
-        todo=f"put the official {name} there, or unset ACT_DATA_DIR to use the bundled sample",
+        todo=f"put the official {name} there (act data fetch {task})"
+        + (", or unset ACT_DATA_DIR to use the bundled sample" if os.environ.get("ACT_DATA_DIR") else ""),
     )
 
 

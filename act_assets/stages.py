@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from act_assets.errors import ActError
 from act_assets.profile import TRANSPORT, Profile
 from act_assets.roles.base import prompt_hash
+from act_assets.tasks import source_hash
 from act_assets.tasks.base import Task
 from resources.artifacts import Artifact, ArtifactStore, Key, identity_hash
 from resources.llm.service import CallSettings
@@ -164,10 +165,16 @@ def _identity(stage: Stage, run: StageRun) -> dict[str, Any]:
         "version": stage.version,
         "seed": run.seed if stage.seeded else None,
         "settings": _without_transport(stage.settings(run.profile)),
-        "prompts": {role: prompt_hash(role, run.task.name, run.prompts_dir) for role in stage.prompts},
+        "task": source_hash(run.task),
+        "prompts": {role: _prompt_version(role, run) for role in stage.prompts},
         "inputs": {name: artifact.content_hash for name, artifact in sorted(run.inputs.items())},
         "fingerprint": stage.fingerprint(run),
     }
+
+
+def _prompt_version(role: str, run: StageRun) -> str:
+    """The hash of a prompt that is rendered; a role that a rule plays renders none."""
+    return prompt_hash(role, run.task.name, run.prompts_dir) if role in run.profile.roles.played() else "not asked"
 
 
 Began = Callable[[Key], None]

@@ -19,6 +19,11 @@ SAMPLE = REPO / "datasets" / "sample" / "pacific"
 TINY = REPO / "tests" / "tiny.yaml"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The end-to-end files first: of two workers one goes through these while the other does all the rest."""
+    items.sort(key=lambda item: item.get_closest_marker("end_to_end") is None)
+
+
 @pytest.fixture(scope="session")
 def pacific() -> Task:
     return get_task("pacific")

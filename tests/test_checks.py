@@ -111,6 +111,9 @@ def test_every_reading_of_a_request_has_the_same_prompt_after_the_history(
     pairs = pairs_of(pacific, [ambiguous])
     assert [p.turn_id for p in pairs] == list(ambiguous.turns[0].state_ids)
     assert no_leak(pairs, [ambiguous]) == Finding(True, "3 checked")
+    # A label that takes the request for an answered one makes one state of the turn, under the turn's own name.
+    taken_as_answer = replace(pairs[0], turn_id=ambiguous.turns[0].turn_id)
+    assert no_leak([taken_as_answer], [ambiguous]) == Finding(True, "1 checked")
 
 
 HISTORY_LEAKS: dict[str, Callable[[PreferencePair], PreferencePair]] = {
@@ -120,7 +123,7 @@ HISTORY_LEAKS: dict[str, Callable[[PreferencePair], PreferencePair]] = {
     "the reply of one reading": lambda p: with_prompt(
         p, lambda m: (*m, Message("assistant", p.chosen), Message("user", "In 2019."))
     ),
-    "a turn of no reading": lambda p: replace(p, turn_id="sales-1"),
+    "a turn that does not exist": lambda p: replace(p, turn_id="sales-2"),
     "a reading too many": lambda p: replace(p, turn_id="sales-1#4"),
 }
 

@@ -241,7 +241,7 @@ def test_doctor_shows_what_is_there_and_never_a_key(act: Act, home: Path, monkey
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     monkeypatch.setenv("HF_TOKEN", "hf-secret")
     monkeypatch.delenv("GEMINI_API_KEY", raising=False)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(cli.out, "width", 300)
     ended = act("doctor")
     assert (ended.code, ended.err) == (0, "")
     lines = {line.split()[1]: line for line in ended.out.splitlines() if line.split()[1:]}

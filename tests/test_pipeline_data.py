@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from act_assets import checks, pipeline
+from act_assets import checks, pipeline, stages
 from act_assets.conversation import (
     ActionLabel,
     AmbiguousTwin,
@@ -195,9 +195,12 @@ def test_groups_of_one_are_drawn_as_conversations_are(store: Path, sample: TaskD
     assert drawn == [c.conversation_id for c in subset(store, 50, 0)]
 
 
-def test_every_conversation_of_the_subset_has_an_intent(store: Path, pairs: Artifact) -> None:
+def test_every_conversation_in_which_the_user_may_be_asked_has_an_intent(store: Path, pairs: Artifact) -> None:
+    """Training rolls out only turns whose action waits for a reply: about the others nothing is asked."""
     intents = read_rows(made(run_in(store, size=50), "intent_summaries").file("intents.parquet"), IntentSummary)
-    assert [i.conversation_id for i in intents] == [c.conversation_id for c in subset(store, 50, 0)]
+    asking = [c for c in subset(store, 50, 0) if any(t.action == "CLARIFY" for t in c.turns)]
+    assert 0 < len(asking) < 50
+    assert [i.conversation_id for i in intents] == [c.conversation_id for c in asking]
     assert all(i.intent_id == i.conversation_id for i in intents)
     assert all(i.summary.startswith("The user wants to know: 1. ") for i in intents)
 
@@ -385,7 +388,7 @@ def test_a_request_with_several_readings_has_one_label_and_an_intent_for_each(
 def test_grounded_in_the_goal_a_user_is_told_the_whole_request_and_its_target_without_a_call(
     store: Path, ambiguous: Conversation, tmp_path: Path
 ) -> None:
-    """Table A27. Of a conversation without readings the last turn is what it comes to."""
+    """Table A27, for every turn: what is told of one never holds a later one."""
     last = Turn("b-2", "In 2019.", "The sales in 2019?", reference(["6"], "", "span", ""), "ANSWER")
     first = replace(ambiguous.turns[0], turn_id="b-1", readings=())
     whole = replace(ambiguous, conversation_id="b", turns=(first, last))
@@ -394,13 +397,14 @@ def test_grounded_in_the_goal_a_user_is_told_the_whole_request_and_its_target_wi
     inputs = {"train_subset": replace(made(run_in(store), "conversations"), path=tmp_path)}
     write_rows(tmp_path / "train.parquet", [ambiguous, whole], Conversation)
     facts = build(replace(run, inputs=inputs), "intent_summaries", tmp_path / "intents")
-    assert facts == {"intents": 4}
+    assert facts == {"intents": 5}
     intents = read_rows(tmp_path / "intents" / "intents.parquet", IntentSummary)
     assert [(i.conversation_id, i.intent_id, i.summary) for i in intents] == [
         ("sales", "sales-1#1", "What were the sales in 2018?\n5 (in millions)"),
         ("sales", "sales-1#2", "What were the sales in 2019?\n6 (in millions)"),
         ("sales", "sales-1#3", "What were the sales in 2020?\n7 (in millions)"),
-        ("b", "b", "The sales in 2019?\n6"),
+        ("b", "b-1", "The sales in 2019?\n6"),
+        ("b", "b-2", "The sales in 2019?\n6"),
     ]
 
 
@@ -542,19 +546,52 @@ def test_the_tasks_own_beta_and_tolerance_hold_where_the_profile_names_none(stor
     """They are part of what a checkpoint is made from, wherever they come from."""
     run = run_in(store, size=50)
     fingerprint = STAGES["act_checkpoint"].fingerprint
-    assert fingerprint(run) == [0.1, 0.9], "tiny.yaml names a beta for PACIFIC"
+    assert fingerprint(run) == ["DROP F1", 0.1, 0.9], "tiny.yaml names a beta for PACIFIC"
     silent = run.profile.model_copy(update={"act": run.profile.act.model_copy(update={"beta": {"another": 0.3}})})
-    assert fingerprint(replace(run, profile=silent)) == [0.01, 0.9]
-    assert fingerprint(replace(run, profile=silent, task=replace(run.task, beta=0.5))) == [0.5, 0.9]
+    assert fingerprint(replace(run, profile=silent)) == ["DROP F1", 0.01, 0.9]
+    assert fingerprint(replace(run, profile=silent, task=replace(run.task, beta=0.5))) == ["DROP F1", 0.5, 0.9]
     strict = run.profile.model_copy(update={"act": run.profile.act.model_copy(update={"tolerance": 1.0})})
-    assert fingerprint(replace(run, profile=strict)) == [0.1, 1.0]
+    assert fingerprint(replace(run, profile=strict)) == ["DROP F1", 0.1, 1.0]
 
 
 @pytest.mark.parametrize("name", ["evaluation_sft", "evaluation_act", "act_checkpoint"])
-def test_what_is_scored_depends_on_the_raw_files_and_on_the_embedder(name: str) -> None:
+def test_what_is_scored_depends_on_the_raw_files_and_on_the_judge(name: str, store: Path) -> None:
+    """An embedder's weights included; a task that embeds nothing does not care which embedder there is."""
     assert "raw_dataset" in STAGES[name].inputs
-    tiny = load_profile(str(TINY))
-    assert STAGES[name].settings(tiny) != STAGES[name].settings(tiny.model_copy(update={"embedder": "another"}))
+    run = run_in(store, size=50)
+    run = replace(run, inputs={"raw_dataset": made(run, "raw_dataset")})
+    fingerprint = STAGES[name].fingerprint
+    stories = replace(run, task=get_task("abg_coqa"))
+    assert "weights 53aa51172d14" in str(fingerprint(stories))
+    other = replace(run, profile=run.profile.model_copy(update={"embedder": "another"}))
+    assert fingerprint(other) == fingerprint(run)
+    assert STAGES[name].settings(other.profile) == STAGES[name].settings(run.profile)
+
+
+def test_a_prompt_that_no_model_renders_is_part_of_nothing(store: Path, tmp_path: Path) -> None:
+    """tiny.yaml lets the rule classify: an edit of the classifier's prompt changes no identity."""
+    shutil.copytree(PACKAGE / "prompts", tmp_path / "prompts")
+    run = run_in(store, size=50)
+    edited = replace(run, prompts_dir=tmp_path / "prompts")
+    before = stages._identity(STAGES["act_checkpoint"], run)
+    (tmp_path / "prompts" / "classifier" / "pacific.md").unlink()
+    assert stages._identity(STAGES["act_checkpoint"], edited) == before
+    (tmp_path / "prompts" / "simulator" / "pacific.md").write_text("[[system]]\nother\n[[user]]\nother\n")
+    assert stages._identity(STAGES["act_checkpoint"], edited) != before
+
+
+def test_not_one_usable_twin_is_an_error_that_counts_what_was_dropped(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Unreadable(Maker):
+        def read_reply(self, text: str) -> None:
+            return None
+
+    monkeypatch.setattr(pipeline, "cast_of", lambda run: SimpleNamespace(perturber=Perturber))
+    run = run_in(store)
+    run = replace(run, task=replace(run.task, twins=Unreadable()), inputs={"raw_dataset": made(run, "raw_dataset")})
+    with pytest.raises(DataError, match="side train and validation; dropped: 9 unreadable, 0 identical"):
+        build(run, "ambiguous_requests", tmp_path / "out")
 
 
 def test_raw_files_keep_the_folders_that_they_lie_in(store: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from act_assets.conversation import Action, Conversation, TurnState
-from act_assets.errors import RoleError
+from act_assets.errors import ActError, RoleError
 from act_assets.preference import annotate, build_pairs, rejected_action
 from act_assets.tasks.base import Task, messages_of
 from act_assets.tasks.pacific_answer import PacificJudge
@@ -38,6 +38,16 @@ class Writes:
         assert len(set(seeds)) == len(turns)
         self.asked += [(t.turn_id, a) for t, a in zip(turns, actions, strict=True)]
         return [f"for {t.turn_id}" + ("?" if a == "CLARIFY" else "") for t, a in zip(turns, actions, strict=True)]
+
+
+def test_a_policy_that_leaves_no_action_to_reject_is_named(pacific: Task, ambiguous: Conversation) -> None:
+    class RejectsNothing(PacificJudge):
+        def rejected_actions(self, turn: TurnState, actions: Sequence[Action]) -> Sequence[str]:
+            return ()
+
+    task = replace(pacific, judge=RejectsNothing())
+    with pytest.raises(ActError, match=r"no action is left to reject beside CLARIFY(?s:.*)turn sales-1#1"):
+        rejected_action(task, task.turn_states(ambiguous)[0], 0)
 
 
 def test_a_turn_is_annotated_once_however_many_readings_it_has(

@@ -5,9 +5,12 @@ Editing `act_assets/prompts/simulator/pacific.md` and observing makes exactly th
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import dagster as dg
 
 from act_assets.defs.partitions import BY_TASK
+from act_assets.errors import PromptError
 from act_assets.home import prompts_folder
 from act_assets.roles.base import ROLES, prompt_hash
 from act_assets.tasks import all_tasks
@@ -27,9 +30,17 @@ def _observed(role: str) -> dg.SourceAsset:
     )
     def observe() -> dg.DataVersionsByPartition:
         folder = prompts_folder()
-        return dg.DataVersionsByPartition({task: prompt_hash(role, task, folder) for task in all_tasks()})
+        return dg.DataVersionsByPartition({task: _version(role, task, folder) for task in all_tasks()})
 
     return observe
+
+
+def _version(role: str, task: str, folder: Path) -> str:
+    """The hash of a prompt. A missing one stops only the assets that render it, not the observation of all tasks."""
+    try:
+        return prompt_hash(role, task, folder)
+    except PromptError:
+        return "missing"
 
 
 PROMPTS = [_observed(role) for role in ROLES]

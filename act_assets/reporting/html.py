@@ -210,8 +210,9 @@ def _settings(evidence: Evidence) -> list[tuple[str, str]]:
         ("Generator (M)", describe(roles.generator)),
         ("Action supervision", _supervision(evidence)),
         ("Action classifier (A)", describe(roles.classifier.llm, roles.classifier.source)),
-        ("Intent summaries", describe(roles.intent)),
+        ("Intent summaries", describe(roles.intent) if run.task.asks("intent") else "none: U is told the goal"),
         ("User simulator (U)", describe(roles.simulator)),
+        *([("Ambiguous requests by", describe(roles.played()["perturbation"]))] if run.task.twins else []),
         ("Most clarifications", f"{run.profile.act.max_clarifications} per trajectory"),
     ]
 
@@ -241,8 +242,8 @@ def _remarks(evidence: Evidence) -> list[str]:
     """What a reader has to know before the figures."""
     run, remarks = evidence.run, []
     roles = run.profile.roles
-    players = (roles.generator, roles.intent, roles.simulator, roles.annotator.llm, roles.classifier.llm)
-    embedded = any(p is not None and p.provider == "embedded" for p in players)
+    players = [role for name, role in roles.played().items() if run.task.asks(name)]
+    embedded = any(p.provider == "embedded" for p in players)
     if embedded:
         remarks.append("The embedded provider is rule-based: it follows fixed rules and is not a language model.")
     if run.profile.policy.scratch is not None:
@@ -337,6 +338,7 @@ def _incomparable(evidence: Evidence, size: int) -> str:
         "simulators": [r.simulator for r in reports],
         "classifiers": [r.classifier for r in reports],
         "seeds": [r.seed for r in reports],
+        "judges": [r.judge for r in reports],
         "settings": [a.identity.get("settings") for a in artifacts],
         "prompts": [a.identity.get("prompts") for a in artifacts],
     }
@@ -500,7 +502,7 @@ def _pairs(evidence: Evidence) -> dict[str, Any]:
         "pairs": "pairs",
         **{f"pairs_{a.lower()}": f"{a} wins" for a in evidence.run.task.action_names},
         "identical": "dropped: loser equals winner",
-        "wrong_action": "dropped: loser took the winner's action",
+        "wrong_action": "dropped: loser took another action than it was to",
         "in_context_conversations": "in-context conversations",
     }
     made = [(s, evidence.artifacts.get(("contrastive_pairs", s))) for s in evidence.sizes]

@@ -94,7 +94,8 @@ def _answer(context: object) -> str:
             text = task.judge.rule_action(response)
         case IntentContext(conversation):
             # A turn that clarifies is skipped, for the turn that ends its trajectory carries the whole request.
-            ending = [t for t in conversation.turns if task.action(t.action).ends_trajectory]
+            last = conversation.turns[-1]
+            ending = [t for t in conversation.turns if t is last or task.action(t.action).ends_trajectory]
             items = (f"{i}. {one_line(t.clear_request)}" for i, t in enumerate(ending, start=1))
             text = " ".join([OPENING, *items])
         case SimulatorContext(turn, intent, utterances):

@@ -6,10 +6,13 @@ This package's own tasks stand below; another package adds its own through an en
 
 from __future__ import annotations
 
+import hashlib
+import sys
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from types import MappingProxyType
 
 from act_assets.errors import ActError
@@ -41,6 +44,21 @@ def all_tasks() -> Mapping[str, Task]:
 def is_own(name: str) -> bool:
     """Whether a task is this package's own."""
     return name in _OWN
+
+
+@cache
+def source_hash(task: Task) -> str | None:
+    """SHA-256 of the modules that a task of another package is written in: what it makes depends on them. None for
+    this package's own, whose code the versions of the stages stand for."""
+    if is_own(task.name):
+        return None
+    parts = (task.reader, task.judge, task.rules, task.twins)
+    modules = {type(part).__module__ for part in parts if part is not None}
+    digest = hashlib.sha256()
+    for name in sorted(modules):
+        path = getattr(sys.modules.get(name), "__file__", None)
+        digest.update(Path(path).read_bytes() if path else name.encode())
+    return digest.hexdigest()
 
 
 def get_task(name: str) -> Task:

@@ -11,6 +11,7 @@ asks for a twin of each request, and `AmbigSqlTwins` turns the two into conversa
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import sqlite3
@@ -129,7 +130,14 @@ def _request_id(question: SpiderQuestion) -> str:
 
 def _clear(request_id: str, context: tuple[ContextBlock, ...], db_id: str, request: str, query: str) -> Conversation:
     turn = Turn(f"{request_id}.clear", request, request, _goal(db_id, query), ANSWER.name)
-    return Conversation(TASK, request_id, context, (turn,), group=request_id)
+    return Conversation(TASK, request_id, context, (turn,), group=_group(db_id, query))
+
+
+def _group(db_id: str, query: str) -> str:
+    """Spider asks most queries in several wordings: none may stand as an example in the prompt of another, for it shows
+    its answer, and they are no independent evidence."""
+    plain = " ".join(query.lower().split()).rstrip("; ")
+    return f"{db_id} {hashlib.sha256(plain.encode()).hexdigest()[:12]}"
 
 
 def _goal(db_id: str, query: str) -> Reference:

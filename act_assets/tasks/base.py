@@ -22,7 +22,7 @@ from act_assets.conversation import (
     Turn,
     TurnState,
 )
-from act_assets.errors import PromptError
+from act_assets.errors import ActError, PromptError
 from act_assets.metrics.similarity import Embedder
 from act_assets.rules.base import Rules
 
@@ -169,8 +169,15 @@ class Task:
             raise ValueError(f"task {self.name}: {'; '.join(mistakes)}")
 
     def action(self, name: str) -> Action:
-        """The action of that name."""
-        return next(a for a in self.actions if a.name == name)
+        """The action of that name. Raises ActError where the task has none."""
+        found = next((a for a in self.actions if a.name == name), None)
+        if found is None:
+            raise ActError(
+                f"the task has no action {name!r}",
+                where=f"task {self.name}",
+                todo=f"its reader, its judge and its labels have to name one of {', '.join(self.action_names)}",
+            )
+        return found
 
     @property
     def action_names(self) -> tuple[str, ...]:
@@ -191,11 +198,16 @@ class Task:
         ways = [
             (state_id, (*asked[: position + 1], _answered(turn, reading, ending)))
             for position, turn in enumerate(conversation.turns)
-            for state_id, reading in zip(turn.state_ids, turn.readings, strict=False)
+            for state_id, reading in zip(turn.state_ids, self.readings(turn), strict=False)
         ]
-        if not all(turn.readings for turn in conversation.turns):
+        if not all(self.readings(turn) for turn in conversation.turns):
             ways.insert(0, (conversation.conversation_id, asked))
         return tuple((intent_id, replace(conversation, turns=turns)) for intent_id, turns in ways)
+
+    def readings(self, turn: Turn) -> tuple[Reading, ...]:
+        """A turn's readings. None where its label, a pseudo label, takes it for an answer: what the request may mean is
+        gold knowledge then, and the turn is taken as it stands."""
+        return () if self.action(turn.action).ends_trajectory else turn.readings
 
     def turn_states(self, conversation: Conversation) -> tuple[TurnState, ...]:
         """Every turn of a conversation as (p, r, g, a), section 3.1; a turn with readings once for each.
@@ -228,25 +240,22 @@ class Task:
                 clear_request=last.clear_request,
                 gold_replies=tuple(t.user for t in later[:settled]),
                 prompt_id=turn.turn_id,
-                intent_id=conversation.conversation_id,
+                intent_id=conversation.conversation_id if self.grounding == "intent" else turn.turn_id,
                 group=conversation.group_id,
                 evaluated=turn.evaluated,
             )
-            states += (
-                [common]
-                if not turn.readings
-                else [
-                    replace(
-                        common,
-                        turn_id=state_id,
-                        intent_id=state_id,
-                        goal=reading.goal,
-                        clear_request=reading.clear_request,
-                        gold_replies=(reading.reply,),
-                    )
-                    for state_id, reading in zip(turn.state_ids, turn.readings, strict=True)
-                ]
-            )
+            meant = [
+                replace(
+                    common,
+                    turn_id=state_id,
+                    intent_id=state_id,
+                    goal=reading.goal,
+                    clear_request=reading.clear_request,
+                    gold_replies=(reading.reply,),
+                )
+                for state_id, reading in zip(turn.state_ids, self.readings(turn), strict=False)
+            ]
+            states += meant or [common]
             history.append(Message("assistant", turn.response.text))
         return tuple(states)
 

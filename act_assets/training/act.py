@@ -191,7 +191,7 @@ class SelfTraining:
             self.policy,
             self.classifier,
             self.simulator,
-            [self.intents[t.intent_id] for t in turns],
+            [self.intents.get(t.intent_id, "") for t in turns],
             self.task,
             self.settings.max_clarifications,
             continue_first=lambda turn, action: action == turn.action,

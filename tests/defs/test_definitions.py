@@ -239,6 +239,10 @@ def test_editing_a_prompt_changes_the_data_version_of_exactly_its_role(
     shutil.copytree(PACKAGE / "prompts", tmp_path / "prompts")
     monkeypatch.setenv("ACT_PROMPTS_DIR", str(tmp_path / "prompts"))
     assert versions() == shipped, "where the files lie does not matter"
+    (tmp_path / "prompts" / "simulator" / "abg_coqa.md").unlink()
+    assert versions() == shipped, "a prompt that another task lacks stops nothing here"
+    (simulator,) = (p for p in PROMPTS if p.key.path[-1] == "simulator")
+    assert version(simulator, "abg_coqa") == "missing"
     for role in ROLES:
         before = versions()
         with (tmp_path / "prompts" / role / f"{subject[role]}.md").open("a") as prompt:

@@ -160,7 +160,8 @@ def test_a_twin_is_two_conversations_of_one_group(paired: TaskData, twins: list[
     for twin, clear, ambiguous in zip(
         sorted(twins, key=lambda t: SIDES.index(t.clear.side)), conversations[::2], conversations[1::2], strict=True
     ):
-        assert clear.group == ambiguous.group == clear.conversation_id == twin.clear.request_id
+        assert clear.group == ambiguous.group
+        assert clear.conversation_id == twin.clear.request_id
         assert [(t.user, t.response.text, t.action, t.evaluated) for t in (*clear.turns, *ambiguous.turns)] == [
             (twin.clear.request, twin.clear.target, "ANSWER", True),
             (twin.request, twin.clarifying_question, "CLARIFY", True),
@@ -173,10 +174,19 @@ def test_a_twin_is_two_conversations_of_one_group(paired: TaskData, twins: list[
     assert balanced(conversations, AMBIG_SQL).passed
 
 
+def test_wordings_of_one_query_are_one_group(data: TaskData) -> None:
+    groups: dict[str, set[tuple[str, str]]] = {}
+    for c in every(data):
+        query = " ".join(c.turns[0].response.text.lower().split())
+        groups.setdefault(c.group_id, set()).add((c.turns[0].response.answer["database"], query))
+    assert all(len(queries) == 1 for queries in groups.values())
+    assert len(groups) < len(every(data)) * 0.7
+
+
 def test_the_clear_half_is_what_the_reader_gives(paired: TaskData, data: TaskData) -> None:
     for side in SIDES:
         read = {c.conversation_id: c for c in getattr(data, side)}
-        assert all(read[c.group_id] == c for c in getattr(paired, side)[::2])
+        assert all(read[c.conversation_id] == c for c in getattr(paired, side)[::2])
 
 
 def test_goals_and_replies_are_those_of_the_clear_request(states: list[TurnState]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from act_assets.conversation import ANSWER, CLARIFY, Action, Conversation, Message, Turn, TurnState
+from act_assets.errors import ActError
 from act_assets.tasks.base import Scores, Task, TaskJudge, Tools, fit_prompt, messages_of
 from act_assets.tasks.pacific_answer import reference
 
@@ -37,6 +38,30 @@ def test_every_reading_is_a_state_of_its_own_with_one_prompt(pacific: Task, ambi
         assert (state.action, state.response) == ("CLARIFY", turn.response)
         assert (state.goal, state.clear_request) == (reading.goal, reading.clear_request)
         assert state.gold_replies == (reading.reply,)
+
+
+def test_a_request_that_a_label_takes_for_answered_is_one_state_and_shows_no_reading(
+    pacific: Task, ambiguous: Conversation
+) -> None:
+    """What the request may mean is gold knowledge, which pseudo supervision must not see (sections 3.1 and 5.4)."""
+    labelled = replace(ambiguous, turns=(replace(ambiguous.turns[0], action="ANSWER"),))
+    (state,) = pacific.turn_states(labelled)
+    assert (state.turn_id, state.intent_id) == ("sales-1", ambiguous.conversation_id)
+    assert (state.goal, state.gold_replies) == (state.response, ())
+    assert pacific.told(labelled) == (
+        (ambiguous.conversation_id, replace(labelled, turns=(replace(labelled.turns[0], readings=()),))),
+    )
+
+
+def test_grounded_in_the_goal_every_turn_has_its_own(pacific: Task, every_conversation: list[Conversation]) -> None:
+    task = replace(pacific, grounding="goal")
+    for state in (s for c in every_conversation[:20] for s in task.turn_states(c)):
+        assert state.intent_id == state.turn_id
+
+
+def test_an_action_that_the_task_does_not_have_is_named(pacific: Task) -> None:
+    with pytest.raises(ActError, match=r"no action 'JOKE'(?s:.*)CLARIFY, ANSWER"):
+        pacific.action("JOKE")
 
 
 def test_a_history_comes_before_the_first_turn_and_is_no_part_of_the_open_request(

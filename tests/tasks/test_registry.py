@@ -7,6 +7,7 @@ import types
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 
@@ -120,3 +121,23 @@ def test_a_refusal_is_not_remembered(installed: Callable[..., None]) -> None:
             all_tasks()
     installed(point("tea", "tea_module:TEA"))
     assert "tea" in all_tasks()
+
+
+def test_the_code_of_another_packages_task_is_part_of_what_it_makes(tmp_path: Path) -> None:
+    assert all(tasks.source_hash(task) is None for task in (PACIFIC, get_task("abg_coqa"), get_task("ambig_sql")))
+    seen = set()
+    for number, text in enumerate(("", "# another price\n")):
+        path = tmp_path / f"shop_{number}.py"
+        path.write_text(
+            f"from act_assets.tasks.pacific import PacificReader\n\nclass Reader(PacificReader): ...\n{text}"
+        )
+        module = types.ModuleType(path.stem)
+        module.__file__ = str(path)
+        exec(compile(path.read_text(), path, "exec"), vars(module))
+        sys.modules[path.stem] = module
+        try:
+            seen.add(tasks.source_hash(replace(TEA, reader=module.Reader())))
+        finally:
+            del sys.modules[path.stem]
+    assert len(seen) == 2
+    assert None not in seen

@@ -26,6 +26,7 @@ import re
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -64,7 +65,7 @@ def bag_score(predicted: Sequence[str], gold: Sequence[str]) -> Score:
     or float, the score is (0.0, 0.0).
     """
     try:
-        return _compare(_as_list(predicted), _as_list(gold), _OfficialNumbers())
+        return _compare(_as_list(predicted), _as_list(gold), _OFFICIAL)
     except (OverflowError, ValueError):  # ValueError: int() and str() refuse more than 4,300 digits
         return _NOTHING
 
@@ -90,7 +91,7 @@ def official_score(
     gold scale is not one of `GOLD_SCALES` or int() does not take the gold answer of a count. As in the
     evaluator, a falsy prediction scores 0 before the gold answer is looked at.
     """
-    return _score(prediction, prediction_scale, gold_answer, gold_scale, answer_type, _OfficialNumbers())
+    return _score(prediction, prediction_scale, gold_answer, gold_scale, answer_type, _OFFICIAL)
 
 
 def corrected_score(
@@ -105,7 +106,7 @@ def corrected_score(
     `(9,819)` and `($9,819)` are negative, `.5` is 0.5, `1` equals `1.0`, a number without value (`inf`) stays
     the word it is, and a prediction of 0 is a prediction. All else is the evaluator's rule.
     """
-    return _score(prediction, prediction_scale, gold_answer, gold_scale, answer_type, _CorrectedNumbers())
+    return _score(prediction, prediction_scale, gold_answer, gold_scale, answer_type, _CORRECTED)
 
 
 class _OfficialNumbers:
@@ -154,6 +155,9 @@ class _CorrectedNumbers(_OfficialNumbers):
 
     def is_prediction(self, prediction: object) -> bool:
         return bool(prediction) or (isinstance(prediction, (int, float)) and not isinstance(prediction, bool))
+
+
+_OFFICIAL, _CORRECTED = _OfficialNumbers(), _CorrectedNumbers()
 
 
 def _score(
@@ -242,15 +246,14 @@ def _aligned_f1(predicted: Sequence[set[str]], gold: Sequence[set[str]]) -> floa
     size = max(len(predicted), len(gold))
     if size == 0:
         return math.nan
+    if len(predicted) == len(gold) == 1:
+        return float(np.round(_bag_f1(predicted[0], gold[0]), 2))
     f1 = np.array([[_bag_f1(p, g) for p in predicted] for g in gold]).reshape(len(gold), len(predicted))
     aligned = np.zeros(size)
-    if f1.size == 1:
-        aligned[0] = f1[0, 0]
-    else:
-        from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
+    from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 
-        rows, columns = linear_sum_assignment(-f1)
-        aligned[rows] = f1[rows, columns]
+    rows, columns = linear_sum_assignment(-f1)
+    aligned[rows] = f1[rows, columns]
     return float(np.round(np.mean(aligned), 2))  # Python's round() gives other values for some means
 
 
@@ -264,14 +267,16 @@ def _bag_f1(predicted: set[str], gold: set[str]) -> float:
 
 def _normalised(text: str, numbers: _OfficialNumbers) -> str:
     """Lower case, no punctuation, no articles, single spaces, numbers by their value."""
-    words = []
-    for word in text.lower().split(" "):
-        if not _is_number(word):
-            word = word.translate(_PUNCTUATION)
-        if _is_number(word):
-            word = numbers.token(word)
-        words.append(_ARTICLE.sub(" ", word))
-    return " ".join(" ".join(words).split())
+    return " ".join(" ".join([_normalised_word(word, numbers) for word in text.lower().split(" ")]).split())
+
+
+@lru_cache(maxsize=20_000)  # the words of gold answers come again with every prediction
+def _normalised_word(word: str, numbers: _OfficialNumbers) -> str:
+    if not _is_number(word):
+        word = word.translate(_PUNCTUATION)
+    if _is_number(word):
+        word = numbers.token(word)
+    return _ARTICLE.sub(" ", word)
 
 
 def _is_number(text: str) -> bool:

@@ -202,7 +202,7 @@ def test_a_file_that_is_no_database_is_refused(folder: Path, content: bytes) -> 
     assert "database cannot be read" in str(refusal(folder, str(path)))
 
 
-@pytest.mark.parametrize("content", [b"no gz", gzip.compress(b"no database")])
+@pytest.mark.parametrize("content", [b"no gz", gzip.compress(b"no database", mtime=0)])
 def test_a_packed_file_that_is_no_database_is_refused(folder: Path, content: bytes) -> None:
     path = folder / "database" / "one" / "one.sqlite"
     path.unlink()

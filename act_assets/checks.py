@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from act_assets.conversation import AmbiguousTwin, Conversation, PreferencePair
+from act_assets.rules.base import same_text
 from act_assets.tasks.base import Task
 from act_assets.training.history import TrainingPoint
 
@@ -85,12 +85,6 @@ def balanced(conversations: Sequence[Conversation], task: Task) -> Finding:
         groups.setdefault(c.group_id, []).extend(settles[t.action] for t in c.turns if t.evaluated)
     uneven = [g for g, ends in groups.items() if 2 * sum(ends) != len(ends)]
     return _finding(uneven, "groups are not balanced", len(groups))
-
-
-def same_text(one: str, other: str) -> bool:
-    """Whether two requests are the same but for case, spaces and punctuation."""
-    plain = lambda text: re.findall(r"\w+", text.lower())  # noqa: E731
-    return plain(one) == plain(other)
 
 
 def finite_loss(points: Sequence[TrainingPoint]) -> Finding:

@@ -6,6 +6,7 @@ All are frozen and hold plain values, so that any of them can be written as a Pa
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -154,6 +155,14 @@ class TurnState:
     def where(self) -> str:
         """How messages name this turn."""
         return f"task {self.task}, conversation {self.conversation_id}, turn {self.turn_id}"
+
+
+def once_per_prompt(turns: Iterable[TurnState]) -> list[TurnState]:
+    """The turns without those that differ from an earlier one only in the reading of the request."""
+    first: dict[str, TurnState] = {}
+    for turn in turns:
+        first.setdefault(turn.prompt_id, turn)
+    return list(first.values())
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import filecmp
 import gzip
-import hashlib
 import json
 import os
 import zlib
@@ -19,6 +18,7 @@ from urllib.parse import quote
 from act_assets.data_catalog import ByHand, Entry, Published, PublishedFile
 from act_assets.data_download import RAW, Quiet, Watch, checked_base, download, shown, unwritable
 from act_assets.errors import DataError
+from act_assets.raw_data import git_blob
 from resources.files import sync
 
 CHUNK = 1 << 20  # bytes that are read at once
@@ -74,7 +74,7 @@ def blob_id(path: Path) -> str:
     """What `git hash-object` prints for a file. Raises DataError where it cannot be read."""
     with _reading(path):
         size = path.stat().st_size
-        return _blob_id(path.open("rb"), size)
+        return git_blob(path.open("rb"), size)
 
 
 def states(task: str, entry: Entry, to: Path) -> dict[str, str]:
@@ -160,11 +160,7 @@ def _told(path: Path) -> str:
 def _accept(part: IO[bytes], target: Path, file: PublishedFile, origin: str) -> None:
     """Gives a part its final name. Raises DataError, and removes it, where it is not the official file."""
     path = _part_path(target)
-    try:
-        part.flush()
-        os.fsync(part.fileno())
-    except OSError as error:
-        raise unwritable(path, error) from error
+    _on_disk(part, path)
     if (found := blob_id(path)) != file.blob:
         number = path.stat().st_size
         path.unlink()
@@ -212,7 +208,7 @@ def _laid_out(task: str, entry: ByHand, folder: Path) -> list[Fetched]:
     """The files where a person has put them. Raises DataError, which says how to get them, where not all are there."""
     names, absent = _needed(entry, folder)
     if not absent:
-        return [Fetched(name, folder / name, (folder / name).stat().st_size, "already there") for name in names]
+        return [Fetched(name, folder / name, (folder / name).stat().st_size, _ALREADY) for name in names]
     begun = f"\n  so far: {_some_of(absent, len(names))}" if len(absent) < len(names) else ""
     raise DataError(
         f"{entry.name} cannot be downloaded by a program: its publisher hands it out on {entry.page} "
@@ -335,11 +331,15 @@ def _copy(source: Path, part: IO[bytes], name: str, watch: Watch, *, packed: boo
             except OSError as error:
                 raise unwritable(part.name, error) from error
             watch.moved(len(piece))
+    _on_disk(part, part.name)
+
+
+def _on_disk(part: IO[bytes], path: object) -> None:
     try:
         part.flush()
         os.fsync(part.fileno())
     except OSError as error:
-        raise unwritable(part.name, error) from error
+        raise unwritable(path, error) from error
 
 
 def _unpacked_id(path: Path) -> str:
@@ -351,15 +351,7 @@ def _unpacked_id(path: Path) -> str:
             size = 0
             while piece := stream.read(CHUNK):
                 size += len(piece)
-        return _blob_id(gzip.open(path), size)
-
-
-def _blob_id(stream: IO[bytes] | gzip.GzipFile, size: int) -> str:
-    digest = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
-    with stream:
-        while piece := stream.read(CHUNK):
-            digest.update(piece)
-    return digest.hexdigest()
+        return git_blob(gzip.open(path), size)
 
 
 @contextmanager

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from act_assets.baselines import always, question_only
-from act_assets.checks import same_text
 from act_assets.conversation import (
     ActionLabel,
     AmbiguousTwin,
@@ -40,15 +39,15 @@ from act_assets.profile import Profile
 from act_assets.raw_data import file_record, source_files
 from act_assets.reporting.leaderboard import LeaderboardRow, leaderboard_rows
 from act_assets.roles.base import require_all
-from act_assets.roles.cast import Cast, describe, usage_facts
-from act_assets.rows import read_rows, write_rows
+from act_assets.roles.cast import Cast, describe, describe_labels, usage_facts
+from act_assets.rows import count_rows, read_rows, write_rows
+from act_assets.rules.base import same_text
 from act_assets.seeds import derive_seed
 from act_assets.stages import TRAIN_SIZES, Stage, StageRun, up_to_date
-from act_assets.tasks.base import Task, Tools, TwinMaker
+from act_assets.tasks.base import SIDES, Task, Tools, TwinMaker
 from resources.artifacts import Artifact, Key
 from resources.embedder import default_embedder
 
-SIDES = ("train", "validation", "test")
 LABELLED_SIDES = ("train", "validation")  # nothing is learnt from the test side
 METHODS = ("sft", "act")
 
@@ -198,7 +197,7 @@ def build_intents(run: StageRun, folder: Path) -> dict[str, Any]:
         rows = [IntentSummary(t.task, t.conversation_id, t.intent_id, text) for t, text in goals]
         write_rows(folder / "intents.parquet", rows, IntentSummary)
         return {"intents": len(rows)}
-    told = told_to_user(run, conversations)
+    told = told_to_user(run, conversations, in_training="train_subset" in run.inputs)
     summarizer = cast_of(run).intent_summarizer()
     with run.progress("intent summaries", len(told)) as done:
         texts = require_all(summarizer.summarize([c for _, c in told], done), "intent summaries")
@@ -210,14 +209,16 @@ def build_intents(run: StageRun, folder: Path) -> dict[str, Any]:
     return {"intents": len(rows), **usage_facts(summarizer.usage)}
 
 
-def told_to_user(run: StageRun, conversations: Sequence[Conversation]) -> list[tuple[str, Conversation]]:
+def told_to_user(
+    run: StageRun, conversations: Sequence[Conversation], *, in_training: bool = False
+) -> list[tuple[str, Conversation]]:
     """(intent id, conversation) for every trajectory in which U may speak.
 
     In training only turns that call for a reply are rolled out, so that nothing is asked about the others; an
     evaluated policy may ask anywhere.
     """
     told = [way for c in conversations for way in run.task.told(c)]
-    if "train_subset" not in run.inputs:
+    if not in_training:
         return told
     turns = turns_of(run, conversations)
     needed = {t.intent_id for t in turns if not run.task.action(t.action).ends_trajectory}
@@ -352,7 +353,7 @@ def provenance(run: StageRun, method: str) -> Provenance:
         policy=str(base.facts.get("policy", run.profile.policy.model)) if base else run.profile.policy.model,
         simulator=describe(roles.simulator),
         classifier=describe(roles.classifier.llm, roles.classifier.source),
-        action_supervision=_labeller(run.profile),
+        action_supervision=describe_labels(run.profile),
         judge=_judge(run),
         side=evaluation_side(run),
     )
@@ -451,7 +452,7 @@ def turns_of(run: StageRun, conversations: Sequence[Conversation]) -> list[TurnS
 
 def evaluation_side(run: StageRun) -> str:
     """The side that methods are evaluated on: the test side where the task has one, else validation."""
-    return "test" if conversations_of(run, "test") else "validation"
+    return "test" if count_rows(run.inputs["conversations"].file("test.parquet")) else "validation"
 
 
 def evaluated_turns(run: StageRun) -> list[TurnState]:
@@ -497,16 +498,12 @@ def _raw_fingerprint(run: StageRun) -> Any:
 
 def _named(run: StageRun) -> Any:
     """What a report says of its run beside its figures."""
-    return {"profile": run.profile.name, "action_supervision": _labeller(run.profile), "judge": _judge(run)}
+    return {"profile": run.profile.name, "action_supervision": describe_labels(run.profile), "judge": _judge(run)}
 
 
 def _judge(run: StageRun) -> str:
     """What scores, an embedder's weights included; nothing scores where there is no raw dataset to score on."""
     return equipped_task(run).judge.identity if "raw_dataset" in run.inputs else run.task.judge.metric_name
-
-
-def _labeller(profile: Profile) -> str:
-    return describe(profile.roles.annotator.llm, profile.labels_from)
 
 
 def _policy_files(run: StageRun) -> Any:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from act_assets.conversation import Conversation, TurnState, Utterance
+from act_assets.conversation import Conversation, TurnState, Utterance, once_per_prompt
 from act_assets.pipeline import (
     LABELLED_SIDES,
     STAGES,
@@ -36,7 +36,7 @@ from act_assets.roles.embedded import MODEL
 from act_assets.rows import read_rows
 from act_assets.seeds import derive_seed
 from act_assets.stages import StageRun, run_stage, stage_key, up_to_date
-from resources.artifacts import Artifact, ArtifactStore
+from resources.artifacts import Artifact, ArtifactStore, Key
 from resources.llm.base import LLMRequest
 from resources.llm.budget import estimate_tokens
 from resources.llm.memo.memo import Memo, memo_at
@@ -84,21 +84,22 @@ def plan(run: StageRun, *, with_act: bool = True) -> list[PlanLine]:
     Raises ActError where the data or a prompt cannot be read.
     """
     memo = memo_at(run.calls.memo_folder)
+    known: dict[Key, Artifact | None] = {}  # what is up to date; looked at once
     planned: set[str] = set()
     lines = []
     with tempfile.TemporaryDirectory(prefix="act-plan-") as folder:
-        scratch = _with_free_inputs(run, Path(folder))
+        scratch = _with_free_inputs(run, Path(folder), known)
         for questions in _questions(scratch, with_act):
             stage = STAGES[questions.asset]
             role = run.profile.roles.played()[questions.role]
-            if up_to_date(STAGES, stage.name, run):
+            if up_to_date(STAGES, stage.name, run, known):
                 lines.append(_done(run, questions, role))
             else:
                 lines.append(_line(scratch, questions, role, memo, planned))
     return lines
 
 
-def _with_free_inputs(run: StageRun, folder: Path) -> StageRun:
+def _with_free_inputs(run: StageRun, folder: Path, known: dict[Key, Artifact | None]) -> StageRun:
     """The run with everything that costs nothing made in a temporary folder.
 
     Labels and ambiguous twins that a model has yet to write are not known: gold labels and twins by rule stand for
@@ -117,7 +118,7 @@ def _with_free_inputs(run: StageRun, folder: Path) -> StageRun:
         profile=run.profile.model_copy(update={"action_supervision": supervision, "roles": by_rule}),
     )
     for name in ("raw_dataset", "ambiguous_requests", "conversations", "action_labels", "train_subset"):
-        made = up_to_date(STAGES, name, run) if name in ("ambiguous_requests", "action_labels") else None
+        made = up_to_date(STAGES, name, run, known) if name in ("ambiguous_requests", "action_labels") else None
         artifact = _copied(store, made) if made is not None else run_stage(STAGES, name, free).artifact
         free = replace(free, inputs={**free.inputs, name: artifact})
     return replace(free, profile=run.profile, calls=run.calls)
@@ -145,14 +146,14 @@ def _questions(run: StageRun, with_act: bool) -> list[Questions]:
         clear, _ = clear_requests(run)
         found.append(Questions("ambiguous_requests", "perturbation", cast.perturber().requests(clear)))
     if roles.annotator.llm:
-        once = {t.prompt_id: t for t in turns_of(run, everything)}
-        found.append(Questions("action_labels", "annotator", cast.annotator().requests([*once.values()])))
+        once = once_per_prompt(turns_of(run, everything))
+        found.append(Questions("action_labels", "annotator", cast.annotator().requests(once)))
     if run.task.asks("intent"):
-        told = [c for whole in conversations_of(run, evaluation_side(run)) for _, c in run.task.told(whole)]
+        told = [c for _, c in told_to_user(run, conversations_of(run, evaluation_side(run)))]
         found.append(Questions("evaluation_intents", "intent", cast.intent_summarizer().requests(told)))
     found.append(_pairs(run, "validation_pairs", cast, labelled_conversations(run, "train"), "validation"))
     if run.task.asks("intent"):
-        told = [c for _, c in told_to_user(run, train)]
+        told = [c for _, c in told_to_user(run, train, in_training=True)]
         found.append(Questions("intent_summaries", "intent", cast.intent_summarizer().requests(told)))
     found.append(_pairs(run, "contrastive_pairs", cast, train, "train"))
     # Only turns that call for a clarification are rolled out in training; in evaluation, all may be.

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from act_assets.conversation import ActionLabel, Conversation, PreferencePair, TurnState
+from act_assets.conversation import ActionLabel, Conversation, PreferencePair, TurnState, once_per_prompt
 from act_assets.errors import ActError, DataError
 from act_assets.roles.base import require_all
 from act_assets.seeds import derive_seed
@@ -53,7 +53,7 @@ def annotate(task: Task, conversations: Sequence[Conversation], annotator: Annot
     Raises RoleError naming the turns that G could not label.
     """
     turns = [t for c in conversations for t in task.turn_states(c)]
-    unique = list({t.prompt_id: t for t in turns}.values())
+    unique = once_per_prompt(turns)
     labels = require_all(annotator.label(unique), "action labels")
     return [
         ActionLabel(t.task, t.conversation_id, t.prompt_id, t.action, label, source)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from act_assets.errors import DataError
 
 if TYPE_CHECKING:
     from act_assets.tasks.base import Task
+
+_CHUNK = 1 << 20  # bytes that are read at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,15 @@ def source_files(task: Task, folder: Path) -> dict[str, Path]:
     return named | {name: find_file(task.name, folder, name) for name in task.reader.further_files(folder)}
 
 
+def git_blob(stream: IO[bytes] | gzip.GzipFile, size: int) -> str:
+    """What `git hash-object` prints for the `size` bytes that a stream has to give; closes it."""
+    digest = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
+    with stream:
+        while piece := stream.read(_CHUNK):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
 def file_record(path: Path, name: str = "") -> tuple[FileRecord, bytes]:
     """A file's record and its decompressed content. Raises DataError where it cannot be read."""
     try:
@@ -55,6 +67,6 @@ def file_record(path: Path, name: str = "") -> tuple[FileRecord, bytes]:
             where=str(path),
             todo="the file is truncated or damaged; fetch it again",
         ) from error
-    blob = hashlib.sha1(f"blob {len(content)}\0".encode() + content, usedforsecurity=False).hexdigest()
+    blob = git_blob(io.BytesIO(content), len(content))
     name = name or path.name.removesuffix(".gz")
     return FileRecord(name, len(content), hashlib.sha256(content).hexdigest(), blob), content

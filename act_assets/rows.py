@@ -69,6 +69,11 @@ def write_rows(path: Path, rows: Iterable[T], record_type: type[T]) -> int:
     return int(table.num_rows)
 
 
+def count_rows(path: Path) -> int:
+    """How many records a file holds, without reading them."""
+    return int(pq.read_metadata(path).num_rows)
+
+
 def read_rows(path: Path, record_type: type[T]) -> list[T]:
     """Reads records back. Raises DataError where the file is unreadable or of another shape."""
     try:

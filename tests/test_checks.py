@@ -17,11 +17,11 @@ from act_assets.checks import (
     no_empty_response,
     no_leak,
     reward_margin,
-    same_text,
     targets_run,
     twins_differ,
 )
 from act_assets.conversation import AmbiguousTwin, ClearRequest, Conversation, Message, PreferencePair
+from act_assets.rules.base import same_text
 from act_assets.tasks.base import Task, TaskData, TwinMaker, messages_of
 from act_assets.training.history import TrainingPoint
 

@@ -4,6 +4,7 @@ that always do the same score what the class counts say."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,7 @@ def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         calls=CallSettings(root / "memo"),
     )
     made = {name: run_stage(STAGES, name, run).artifact for name in STAGES_OF_DATA}
-    return StageRun(**{**{n: getattr(run, n) for n in run.__dataclass_fields__}, "inputs": made})
+    return replace(run, inputs=made)
 
 
 def _evaluate(run: StageRun, policy: ConversationPolicy) -> tuple[EvaluationReport, list[TurnState]]:

@@ -41,7 +41,7 @@ from act_assets.reporting.leaderboard import (
     show,
     show_interval,
 )
-from act_assets.roles.cast import describe
+from act_assets.roles.cast import describe, describe_labels
 from act_assets.rows import read_rows
 from act_assets.stages import TRAIN_SIZES, StageRun
 from act_assets.training.act import Rollout
@@ -219,7 +219,7 @@ def _settings(evidence: Evidence) -> list[tuple[str, str]]:
 
 def _supervision(evidence: Evidence) -> str:
     profile = evidence.run.profile
-    named = describe(profile.roles.annotator.llm, profile.labels_from)
+    named = describe_labels(profile)
     return profile.action_supervision + ("" if named == "gold" else f": {named}")
 
 

@@ -155,6 +155,11 @@ def describe(role: LLMRole | None, source: str = "llm") -> str:
     return f"{role.provider} ({role.model})" if role is not None else source
 
 
+def describe_labels(profile: Profile) -> str:
+    """Where the actions that training sees come from, in a report: `gold`, or who plays G."""
+    return describe(profile.roles.annotator.llm, profile.labels_from)
+
+
 def usage_facts(usage: Usage) -> dict[str, Any]:
     """What the calls of some roles came to, as facts of an artifact; dollars are rounded to a millionth."""
     facts: dict[str, Any] = {

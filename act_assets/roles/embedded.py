@@ -69,10 +69,8 @@ def _rules_of(task: str) -> str:
 
 def _task(context: object) -> Task | None:
     match context:
-        case GeneratorContext(turn=turn) | AnnotatorContext(turn=turn) | ClassifierContext(turn=turn):
-            return get_task(turn.task)
-        case SimulatorContext(turn=turn):
-            return get_task(turn.task)
+        case GeneratorContext() | AnnotatorContext() | ClassifierContext() | SimulatorContext():
+            return get_task(context.turn.task)
         case IntentContext(conversation=conversation):
             return get_task(conversation.task)
         case PerturbationContext(clear=clear):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from typing import get_args
 
 from act_assets.conversation import ANSWER, CLARIFY, ClearRequest, TurnState, Utterance
 from act_assets.rules.base import Draw, Rules, one_line, words
@@ -14,7 +15,7 @@ from act_assets.rules.sql_guess import by_overlap, guesses, same_query
 from act_assets.rules.sql_perturbation import SchemaNames, perturb
 from act_assets.rules.sql_phrases import stem
 from act_assets.tasks.spider import Table, parse_tables, tables_of
-from act_assets.tasks.sql_strategy import Strategy
+from act_assets.tasks.sql_strategy import Perturbed, Strategy, perturbation_text
 
 STOCK_QUESTION = "Could you say more precisely what you want to know?"
 """Beside a request that no rule could mask: the pipeline drops twins that equal their original."""
@@ -49,12 +50,11 @@ class AmbigSqlRules(Rules):
             twin = perturb(clear.request, clear.target, _strategy(clear.strategy), names)
         except ValueError:  # a target that cannot be parsed, which the task reports
             twin = None
-        request, question = (twin.request, twin.clarifying_question) if twin else (clear.request, STOCK_QUESTION)
-        return f"Ambiguous request: {request}\nClarifying question: {question}"
+        return perturbation_text(twin or Perturbed(clear.request, STOCK_QUESTION))
 
 
 def _strategy(name: str) -> Strategy:
-    if name not in ("information", "population", "presentation"):
+    if name not in get_args(Strategy):
         raise ValueError(f"unknown strategy {name!r}")
     return name  # type: ignore[return-value]
 

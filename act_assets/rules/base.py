@@ -54,6 +54,12 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def same_text(one: str, other: str) -> bool:
+    """Whether two requests are the same but for case, spaces and punctuation."""
+    plain = lambda text: re.findall(r"[^\W_]+", text.lower())  # noqa: E731
+    return plain(one) == plain(other)
+
+
 def words(text: str) -> frozenset[str]:
     """Words that are listed in a string."""
     return frozenset(text.split())

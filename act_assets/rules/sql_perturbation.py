@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from act_assets.rules.base import Draw, words
+from act_assets.rules.base import Draw, same_text, words
 from act_assets.rules.sql_phrases import (
     ARE_THERE,
     AUXILIARY,
@@ -48,13 +48,7 @@ def perturb(question: str, query: str, strategy: Strategy, names: SchemaNames) -
         twin = mask_population(question, facts, names, draw)
     else:
         twin = _mask_information(question, facts, names, draw)
-    if twin is None or _key(twin.request) == _key(question):
-        return None
-    return twin
-
-
-def _key(text: str) -> str:
-    return re.sub(r"[\W_]+", " ", text).strip().lower()
+    return None if twin is None or same_text(twin.request, question) else twin
 
 
 # Information: the noun with everything that restricts it stays, what is wanted of it goes.

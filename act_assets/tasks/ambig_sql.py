@@ -36,7 +36,7 @@ from act_assets.raw_data import find_file
 from act_assets.rules.ambig_sql import AmbigSqlRules
 from act_assets.rules.base import Draw
 from act_assets.rules.sql_phrases import stems
-from act_assets.tasks.base import Scores, Task, TaskData, TaskJudge, TaskReader, Tools, TwinMaker
+from act_assets.tasks.base import SIDES, Scores, Task, TaskData, TaskJudge, TaskReader, Tools, TwinMaker
 from act_assets.tasks.spider import (
     DEV,
     SECTION,
@@ -61,7 +61,6 @@ INSTRUCTION = (
 SQL = "sql"
 """The answer type of a query; that of a clarifying question is what it asks for (the strategy of its twin)."""
 FORM = "execution match"
-SIDES = ("train", "validation", "test")
 _SEED = 0
 """Of the choice of requests and strategies, and of the held-out databases. Not a run's: all seeds share the twins."""
 _HELD_OUT = 10

@@ -30,6 +30,9 @@ Scores = dict[str, float]
 """Scores of one text, each in [0, 1], by name of the metric's form."""
 
 
+SIDES = ("train", "validation", "test")
+
+
 @dataclass(frozen=True, slots=True)
 class TaskData:
     """The annotated splits of a task, in file order. Without a `test` side, `validation` is evaluated."""
@@ -198,16 +201,21 @@ class Task:
         ways = [
             (state_id, (*asked[: position + 1], _answered(turn, reading, ending)))
             for position, turn in enumerate(conversation.turns)
-            for state_id, reading in zip(turn.state_ids, self.readings(turn), strict=False)
+            for state_id, reading in self.readings(turn)
         ]
         if not all(self.readings(turn) for turn in conversation.turns):
             ways.insert(0, (conversation.conversation_id, asked))
         return tuple((intent_id, replace(conversation, turns=turns)) for intent_id, turns in ways)
 
-    def readings(self, turn: Turn) -> tuple[Reading, ...]:
-        """A turn's readings. None where its label, a pseudo label, takes it for an answer: what the request may mean is
-        gold knowledge then, and the turn is taken as it stands."""
-        return () if self.action(turn.action).ends_trajectory else turn.readings
+    def readings(self, turn: Turn) -> tuple[tuple[str, Reading], ...]:
+        """(state id, reading) for each of a turn's readings.
+
+        None where its label, a pseudo label, takes it for an answer: what the request may mean is gold knowledge then,
+        and the turn is taken as it stands.
+        """
+        if self.action(turn.action).ends_trajectory or not turn.readings:
+            return ()
+        return tuple(zip(turn.state_ids, turn.readings, strict=True))
 
     def turn_states(self, conversation: Conversation) -> tuple[TurnState, ...]:
         """Every turn of a conversation as (p, r, g, a), section 3.1; a turn with readings once for each.
@@ -253,7 +261,7 @@ class Task:
                     clear_request=reading.clear_request,
                     gold_replies=(reading.reply,),
                 )
-                for state_id, reading in zip(turn.state_ids, self.readings(turn), strict=False)
+                for state_id, reading in self.readings(turn)
             ]
             states += meant or [common]
             history.append(Message("assistant", turn.response.text))

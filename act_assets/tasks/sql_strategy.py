@@ -97,6 +97,11 @@ _LINE = re.compile(rf"^[\s>*_#-]*({_REQUEST}|{_QUESTION})[\s*_]*:[\s*_]*(.*?)[\s
 _QUOTES = {'"': '"', "“": "”", "'": "'", "‘": "’", "`": "`"}
 
 
+def perturbation_text(twin: Perturbed) -> str:
+    """A twin as a model is asked to write it; `read_perturbation` reads it back."""
+    return f"{_REQUEST.capitalize()}: {twin.request}\n{_QUESTION.capitalize()}: {twin.clarifying_question}"
+
+
 def read_perturbation(text: str) -> Perturbed | None:
     """A twin from a model's two lines, `Ambiguous request: ...` and `Clarifying question: ...`.
 

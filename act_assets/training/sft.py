@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from act_assets.conversation import TurnState
+from act_assets.conversation import TurnState, once_per_prompt
 from act_assets.errors import TrainingError
 from act_assets.profile import Profile
 from act_assets.seeds import derive_seed
@@ -53,7 +53,7 @@ def train_sft(
     prompts = PromptEncoder(task, chat, profile.policy.max_prompt_tokens)
     rows, held_out = (
         # A request with several readings has one prompt and one response: it is learnt once.
-        [response_row(t, prompts, chat, profile.policy.max_length) for t in {t.prompt_id: t for t in side}.values()]
+        [response_row(t, prompts, chat, profile.policy.max_length) for t in once_per_prompt(side)]
         for side in (turns, validation)
     )
     history = History("sft", f"task {task.name}, {len(rows)} turns")

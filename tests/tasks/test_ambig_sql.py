@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from act_assets.checks import balanced, same_text
+from act_assets.checks import balanced
 from act_assets.conversation import AmbiguousTwin, ClearRequest, Conversation, Reference, TurnState
 from act_assets.errors import ActError, DataError
 from act_assets.roles.base import RoleSettings, load_template
@@ -20,8 +20,9 @@ from act_assets.roles.embedded import MODEL, EmbeddedProvider
 from act_assets.roles.generator import Generator
 from act_assets.roles.perturbation import Perturber
 from act_assets.roles.simulator import Simulator
-from act_assets.tasks.ambig_sql import AMBIG_SQL, SIDES, AmbigSqlTwins, cleaned
-from act_assets.tasks.base import TaskData, Tools, fit_prompt, messages_of
+from act_assets.rules.base import same_text
+from act_assets.tasks.ambig_sql import AMBIG_SQL, AmbigSqlTwins, cleaned
+from act_assets.tasks.base import SIDES, TaskData, Tools, fit_prompt, messages_of
 from act_assets.tasks.spider import database_name, read_spider
 from act_assets.tasks.sql_strategy import query_facts
 from resources.llm.client import LLM

@@ -22,6 +22,7 @@ from rich.table import Table
 from act_assets.data_cli import data_app
 from act_assets.errors import ActError
 from act_assets.memo_cli import memo_app
+from act_assets.model_cli import chat, export_checkpoint
 from act_assets.stages import Made
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ app = typer.Typer(
     "  act run --task pacific --train-size 50\n\n"
     "  act run --task pacific --train-size 250 --method sft --seed 1\n\n"
     "  act export preferences --task pacific --train-size 50 --out pairs.jsonl\n\n"
+    "  act export model --task pacific --train-size 50 --out checkpoint\n\n"
+    "  act chat --task pacific --train-size 50\n\n"
     "  act plan --task pacific --train-size 250 --profile paper\n\n"
     "  act memo stats\n\n"
     "  act doctor\n\n"
@@ -43,6 +46,7 @@ app = typer.Typer(
 )
 app.add_typer(memo_app, name="memo")
 app.add_typer(data_app, name="data")
+app.command(epilog="Example: act chat --task pacific --train-size 50")(chat)
 out, err = Console(), Console(stderr=True)
 
 TaskOption = Annotated[str, typer.Option("--task", help="a registered task, for example pacific")]
@@ -80,8 +84,10 @@ def run(
         raise ActError(f"unknown mode of the memo: {memo!r}", todo="choose normal, offline or refresh")
     _check(task, train_size, profile, max_cost)
     from act_assets.defs.launch import materialize
-    from resources.configured import ActSettings
+    from act_assets.preflight import TRAININGS, check_training
+    from resources.configured import ActSettings, stage_run
 
+    check_training(stage_run(profile, seed, task, train_size), TRAININGS if method == "act" else TRAININGS[:1])
     started = time.monotonic()
     err.print(f"[bold]{task}|{train_size}[/]  method {method}, profile {profile}, seed {seed}")
     with _announced():
@@ -189,16 +195,26 @@ def report(task: TaskOption = "pacific", profile: ProfileOption = "laptop", seed
 
 @app.command(epilog="Example: act export messages --task pacific --train-size 50 --out train.jsonl")
 def export(
-    what: Annotated[str, typer.Argument(help="messages or preferences")],
-    to: Annotated[Path, typer.Option("--out", help="the JSONL file to write")],
+    what: Annotated[str, typer.Argument(help="messages, preferences or model")],
+    to: Annotated[Path, typer.Option("--out", help="the JSONL file to write; of a model, a new folder")],
     task: TaskOption = "pacific",
     train_size: SizeOption = 50,
     profile: ProfileOption = "laptop",
     seed: SeedOption = 0,
+    method: Annotated[str, typer.Option(help="of a model: the checkpoint, sft or act")] = "act",
+    adapter: Annotated[bool, typer.Option("--adapter", help="of a model: its LoRA adapter alone")] = False,
+    push: Annotated[
+        str | None, typer.Option("--push", metavar="USER/NAME", help="of a model: to the hub as well; needs HF_TOKEN")
+    ] = None,
 ) -> None:
-    """Write the subset or its pairs in the published code's JSONL formats."""
-    if what not in ("messages", "preferences"):
-        raise ActError(f"cannot export {what!r}", todo="choose messages or preferences")
+    """Write the subset or its pairs in the published code's JSONL formats, or a checkpoint as a folder with a card.
+
+    transformers and vLLM load the folder of a model as it is.
+    """
+    if what not in ("messages", "preferences", "model"):
+        raise ActError(f"cannot export {what!r}", todo="choose messages or preferences (JSONL), or model (a folder)")
+    if what != "model" and (adapter or push):
+        raise ActError("--adapter and --push are of a model", todo="act export model --out FOLDER ...")
     _check(task, train_size, profile)
     from act_assets.conversation import Conversation, PreferencePair
     from act_assets.export import messages_rows, preference_rows, write_jsonl
@@ -207,6 +223,9 @@ def export(
     from resources.configured import stage_run
 
     settings = stage_run(profile, seed, task, train_size)
+    if what == "model":
+        export_checkpoint(settings, method, to, adapter=adapter, push=push)
+        return
     if what == "messages":
         artifact = settings.store.require(Key("train_subset", task, train_size))
         rows: Any = messages_rows(settings.task, read_rows(artifact.file("train.parquet"), Conversation))

@@ -7,8 +7,10 @@ import platform
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-from act_assets.errors import ActError
+from act_assets.devices import visible_devices
+from act_assets.errors import ActError, ProfileError
 from act_assets.home import act_home, data_folder, memo_folder, prompts_folder
+from act_assets.preflight import check_compute, known_parameters
 from act_assets.profile import load_profile, profile_names
 from act_assets.raw_data import file_record, find_file
 from act_assets.roles.base import ROLES, load_template
@@ -53,13 +55,15 @@ def examine() -> list[Line]:
         except PackageNotFoundError:
             lines.append(Line(package, "not installed: run `make setup`", False))
     lines += [Line(key, "set" if os.environ.get(key) else "not set (the embedded provider needs none)") for key in KEYS]
-    lines.append(_gpu())
+    lines += _gpus()
     lines.append(_try("ACT_HOME", lambda: str(act_home())))
     if lines[-1].ok:
         lines.append(_try("memo", _memo))
     lines.append(_try("prices", _prices))
     for name in profile_names():
         lines.append(_try(f"profile {name}", lambda name=name: load_profile(name).policy.model))
+        if lines[-1].ok:
+            lines.append(_training(name))
     for task in all_tasks().values():
         lines.append(_try(f"data {task.name}", lambda task=task: _data(task.name)))
         for role in filter(task.asks, ROLES):
@@ -93,13 +97,24 @@ def _prompt(role: str, task: str) -> str:
     return load_template(role, task, prompts_folder()).hash[:10]
 
 
-def _gpu() -> Line:
-    import torch
+def _gpus() -> list[Line]:
+    devices = visible_devices()
+    if not devices:
+        return [Line("GPU", "none: the laptop profile trains on the CPU")]
+    return [Line(f"GPU {number}", str(device), True) for number, device in enumerate(devices)]
 
-    if not torch.cuda.is_available():
-        return Line("GPU", "none: the laptop profile trains on the CPU")
-    gib = torch.cuda.get_device_properties(0).total_memory / 2**30
-    return Line("GPU", f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}, {gib:.0f} GiB", True)
+
+def _training(name: str) -> Line:
+    """Whether this machine can train with a profile; that it cannot is no fault of the machine."""
+    topic = f"training {name}"
+    try:
+        profile = load_profile(name)
+        check_compute(profile, parameters=known_parameters(profile))
+    except ProfileError as error:
+        return Line(topic, f"not on this machine: {' '.join(error.what.splitlines()[1:]).replace('  - ', '; ')[2:]}")
+    except ActError as error:  # of ACT_HOME or the profile, whose own lines say it is a problem
+        return Line(topic, f"not known: {error.what}")
+    return Line(topic, "this machine can", True)
 
 
 def _try(topic: str, look: object) -> Line:

@@ -263,6 +263,7 @@ def _training_build(name: str) -> Any:
             "prompts_dir": str(run.prompts_dir),
             "calls": run.calls.to_json(),
             "folder": str(folder),
+            "work": str(run.work),
         }
         path = logs / "job.json"
         path.write_text(json.dumps(job, indent=1) + "\n", encoding="utf-8")
@@ -277,6 +278,7 @@ def _training_build(name: str) -> Any:
 
 def _evaluation_build(method: str) -> Any:
     def build(run: StageRun, folder: Path) -> dict[str, Any]:
+        from act_assets.training.engine import TransformersEngine
         from act_assets.training.policy import ModelPolicy, PromptEncoder, SamplingSettings, load_model, pick_device
 
         profile = run.profile
@@ -284,16 +286,12 @@ def _evaluation_build(method: str) -> Any:
         turns = evaluated_turns(run)
         model, chat = load_model(run.inputs[f"{method}_checkpoint"].file("model"))
         policy = ModelPolicy(
-            model.to(pick_device()),
+            TransformersEngine(
+                model.to(pick_device()), chat.end_id, chat.pad_id, batch_size=profile.evaluation.batch_size
+            ),
             chat,
             PromptEncoder(task, chat, profile.policy.max_prompt_tokens),
-            SamplingSettings(
-                profile.policy.max_prompt_tokens,
-                profile.policy.max_length,
-                profile.policy.max_new_tokens,
-                profile.evaluation.temperature,
-                profile.evaluation.batch_size,
-            ),
+            SamplingSettings(profile.policy.max_length, profile.policy.max_new_tokens, profile.evaluation.temperature),
         )
         cast = cast_of(run)
         subset = read_rows(run.inputs["train_subset"].file("train.parquet"), Conversation)
@@ -546,6 +544,7 @@ def _judge_and_tolerance(run: StageRun) -> Any:
 def _act_settings(profile: Profile) -> Any:
     return {
         "act": profile.act.model_dump(mode="json", exclude={"beta", "tolerance"}),
+        "engine": profile.engine.name,
         "policy": profile.policy,
         "simulator": profile.roles.simulator,
         "classifier": profile.roles.classifier,
@@ -602,6 +601,7 @@ STAGES: dict[str, Stage] = {
             False,
             ("conversations",),
             _training_build("base_policy"),
+            version=2,
             settings=lambda p: [p.policy.model, p.policy.revision, p.policy.scratch, p.policy.max_length],
             fingerprint=_policy_files,
         ),
@@ -622,6 +622,7 @@ STAGES: dict[str, Stage] = {
             True,
             ("base_policy", "train_subset", "conversations"),
             _training_build("sft_checkpoint"),
+            version=2,
             settings=lambda p: {"policy": p.policy, "sft": p.sft},
         ),
         Stage(
@@ -637,6 +638,7 @@ STAGES: dict[str, Stage] = {
                 "raw_dataset",
             ),
             _training_build("act_checkpoint"),
+            version=2,
             settings=_act_settings,
             fingerprint=_judge_and_tolerance,
             prompts=("simulator", "classifier"),

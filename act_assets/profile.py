@@ -127,6 +127,7 @@ class Lora(Settings):
 
     r: Positive
     alpha: Positive
+    quantized: bool = False  # QLoRA: the base in 4 bits (bitsandbytes, extra `gpu`)
 
 
 class Policy(Settings):
@@ -162,7 +163,10 @@ class Policy(Settings):
 
 
 class Optimisation(Settings):
-    """Parameters that control the optimiser, for SFT and ACT alike (AdamW, linear decay)."""
+    """Parameters that control the optimiser, for SFT and ACT alike (AdamW, linear decay).
+
+    `batch_size` is what one update sees, whatever the number of processes.
+    """
 
     epochs: Positive
     learning_rate: Rate
@@ -170,17 +174,78 @@ class Optimisation(Settings):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     warm_up_ratio: Share = 0.1
     max_grad_norm: Rate = 1.0
-    gradient_checkpointing: bool = False
+
+
+class Sft(Optimisation):
+    """Section 4.3. Every learning rate is tried, and the model with the lowest validation loss kept (J.2)."""
+
+    further_learning_rates: tuple[Rate, ...] = ()
+    packing: bool = True  # the turns of a conversation in one sequence that shares what they have in common
+
+    @property
+    def candidates(self) -> tuple[float, ...]:
+        """The learning rates to try, in order."""
+        return (self.learning_rate, *self.further_learning_rates)
 
 
 class Act(Optimisation):
     """Algorithm 2. `beta` is by task; where it names none, and for `tolerance`, the task's own holds."""
 
+    prefix_sharing: bool = True  # the prompt of winner and loser is computed once; the gradients are the same
+    rollout_group: Positive | None = None  # turns sampled per version of the policy; default: one batch, as the paper
+    rollout_lag: Literal[0, 1] = 0  # 1: the next group is sampled while this one trains, from the policy before it
     beta: dict[str, Annotated[float, Field(gt=0)]] = {}
     temperature: Temperature = 1.0  # the paper is silent; 1.0 samples pi_theta itself
     max_clarifications: Positive = 3  # a trajectory that asks more often has failed
     mask_user_tokens: bool = True  # tokens that the user wrote carry no loss
     tolerance: Annotated[float, Field(ge=0, le=1)] | None = None  # epsilon; default: the task's
+
+    @model_validator(mode="after")
+    def _groups_of_batches(self) -> Act:
+        if self.rollout_group is not None and self.rollout_group % self.batch_size:
+            raise ValueError(f"rollout_group {self.rollout_group} is no multiple of batch_size {self.batch_size}")
+        return self
+
+
+class Engine(Settings):
+    """What samples the policy in training: transformers, or vLLM (extra `gpu`) on 127.0.0.1."""
+
+    name: Literal["transformers", "vllm"] = "transformers"
+    mode: Literal["colocated", "server"] = "colocated"  # of vLLM: within the training process, or a server of its own
+    memory_share: Annotated[float, Field(gt=0, lt=1)] = 0.3  # of the GPU's memory, for vLLM
+    devices: str | None = None  # the server's CUDA_VISIBLE_DEVICES; pushed full weights need a GPU of their own
+
+    @model_validator(mode="after")
+    def _of_vllm(self) -> Engine:
+        plain = {name: field.default for name, field in type(self).model_fields.items() if name != "name"}
+        changed = [name for name, default in plain.items() if getattr(self, name) != default]
+        if self.name == "transformers" and changed:
+            raise ValueError(f"{', '.join(changed)}: of the engine vllm only")
+        if self.devices is not None and self.mode != "server":
+            raise ValueError("devices is of vllm's mode server")
+        return self
+
+
+class Compute(Settings):
+    """Where training runs, and how much at a time. Nothing here changes what is learnt, only time and memory."""
+
+    launcher: Literal["local", "accelerate"] = "local"  # one process; or `processes` of them on this machine
+    strategy: Literal["ddp", "zero2", "zero3", "fsdp"] | None = None  # of accelerate
+    processes: Positive = 1
+    device: str | None = None  # what the name of each GPU has to contain, for example A100
+    device_memory_gb: Positive | None = None  # what each GPU has to have, in 10^9 bytes
+    micro_batch_tokens: Positive | None = None  # tokens of one pass of a process, padding included; null: no limit
+    gradient_checkpointing: bool = False
+    save_every_steps: Positive = 100  # states to resume from; one is saved after every epoch, too
+    save_total_limit: Positive = 2
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Compute:
+        if (self.launcher == "accelerate") != (self.strategy is not None):
+            raise ValueError("launcher 'accelerate' and a strategy go together")
+        if self.launcher == "local" and self.processes != 1:
+            raise ValueError("launcher 'local' is one process; choose launcher: accelerate and a strategy")
+        return self
 
 
 class Evaluation(Settings):
@@ -210,8 +275,10 @@ class Profile(Settings):
     action_supervision: Literal["gold", "pseudo"] = "gold"  # section 5.4: annotated actions, or G's labels
     roles: Roles
     policy: Policy
-    sft: Optimisation
+    sft: Sft
     act: Act
+    engine: Engine = Engine()
+    compute: Compute = Compute()
     evaluation: Evaluation
     ambiguous_requests: AmbiguousRequests = AmbiguousRequests()
     embedder: str = "all-MiniLM-L6-v2"  # appendix D (Risch et al., 2021); another is a Hugging Face id or a folder
@@ -224,6 +291,17 @@ class Profile(Settings):
                 "action_supervision is gold, so roles.annotator.llm would never be asked: set action_supervision to "
                 "pseudo, or remove it"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _trains_somewhere(self) -> Profile:
+        mistakes = []
+        if self.policy.lora and self.policy.lora.quantized and self.compute.strategy in ("zero3", "fsdp"):
+            mistakes.append(f"policy.lora.quantized does not go with compute.strategy {self.compute.strategy}: use ddp")
+        if self.engine.name == "vllm" and self.policy.model == "scratch":
+            mistakes.append("engine vllm needs a policy.model with weights; one from scratch samples in transformers")
+        if mistakes:
+            raise ValueError("; ".join(mistakes))
         return self
 
     @property

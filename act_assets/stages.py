@@ -8,6 +8,7 @@ changes nothing stops where it is found out.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -56,6 +57,7 @@ class StageRun:
     launch: Launcher
     calls: CallSettings
     inputs: Mapping[str, Artifact] = field(default_factory=dict)
+    work: Path = Path()  # where a long stage keeps what it goes on from when it is cut short; `run_stage` names it
 
     @property
     def where(self) -> str:
@@ -119,7 +121,10 @@ def run_stage(stages: Mapping[str, Stage], name: str, run: StageRun) -> Outcome:
     else:
         for began, _ in _listeners:
             began(key)
-        built = run.store.build(key, identity, lambda folder: stage.build(run, folder), replace=anew)
+        work = run.store.work_folder(key, identity)
+        working = replace(run, work=work)
+        built = run.store.build(key, identity, lambda folder: stage.build(working, folder), replace=anew)
+        shutil.rmtree(work, ignore_errors=True)
         outcome = Outcome(built, False)
     for _, ended in _listeners:
         ended(key, outcome.reused, outcome.artifact.seconds)

@@ -167,6 +167,11 @@ class ArtifactStore:
         assert artifact is not None
         return artifact
 
+    def work_folder(self, key: Key, identity: Mapping[str, Any]) -> Path:
+        """Where the making of an artifact may keep what it goes on from; beside the artifacts, made when first used."""
+        folder = self.root.parent / "unfinished" / key.asset / key.task
+        return (folder if key.train_size is None else folder / str(key.train_size)) / identity_hash(identity)[:16]
+
     def _folder(self, key: Key) -> Path:
         folder = self.root / key.asset / key.task
         return folder if key.train_size is None else folder / str(key.train_size)

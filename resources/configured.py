@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,13 +13,15 @@ import dagster as dg
 from pydantic import Field
 
 from act_assets.home import act_home, data_folder, memo_folder, prompts_folder
-from act_assets.profile import load_profile
+from act_assets.preflight import TRAININGS, check_training
+from act_assets.profile import Compute, load_profile
 from act_assets.progress import bars
 from act_assets.roles.cast import check_roles
 from act_assets.stages import StageRun
 from act_assets.tasks import get_task
+from act_assets.training.board import LIVE, LiveTail
 from resources.artifacts import ArtifactStore
-from resources.compute import launch_locally
+from resources.compute import launch
 from resources.llm.memo.records import Asker
 from resources.llm.service import CallSettings
 
@@ -39,7 +44,10 @@ class ActSettings(dg.ConfigurableResource[Any]):
     since: float = 0.0
 
     def stage_run(self, context: dg.AssetExecutionContext, task: str, train_size: int | None) -> StageRun:
-        """The settings of one asset's run; training goes through Dagster Pipes."""
+        """The settings of one asset's run; training goes through Dagster Pipes.
+
+        Raises ProfileError in the first asset of a run that also trains what cannot be trained on this machine.
+        """
         record = context.instance.get_run_record_by_id(context.run_id)
         began = record.create_timestamp.timestamp() if record else time.time()
         calls = CallSettings(
@@ -50,7 +58,18 @@ class ActSettings(dg.ConfigurableResource[Any]):
             self.max_calls,
             Asker(run=context.run_id, budget=self.spender or context.run_id),
         )
-        return stage_run(self.profile, self.seed, task, train_size, _PipesLauncher(context), calls)
+        run = stage_run(
+            self.profile,
+            self.seed,
+            task,
+            train_size,
+            _PipesLauncher(context, load_profile(self.profile).compute),
+            calls,
+        )
+        selected = {key.path[-1] for key in context.selected_asset_keys}
+        if trainings := [name for name in TRAININGS if name in selected]:
+            check_training(run, trainings)
+        return run
 
 
 def stage_run(
@@ -78,21 +97,74 @@ def stage_run(
         prompts_dir=prompts_folder(),
         reports_dir=home / "reports",
         progress=bars,
-        launch=launch or launch_locally,  # type: ignore[arg-type]
+        launch=launch or _launcher(profile.compute),  # type: ignore[arg-type]
         calls=calls,
     )
 
 
-class _PipesLauncher:
-    """Runs a training job as an external process of the Dagster run."""
+def _launcher(compute: Compute) -> Callable[[Path], None]:
+    return lambda job: launch(compute, job)
 
-    def __init__(self, context: dg.AssetExecutionContext) -> None:
-        self.context = context
+
+class _PipesLauncher:
+    """Runs a training job as an external process of the Dagster run, and shows its newest figures meanwhile."""
+
+    def __init__(self, context: dg.AssetExecutionContext, compute: Compute) -> None:
+        self.context, self.compute = context, compute
 
     def __call__(self, job: Path) -> None:
+        live = _LiveFigures(self.context, job.parent / LIVE)
         with dg.open_pipes_session(
             context=self.context,
             context_injector=dg.PipesTempFileContextInjector(),
             message_reader=dg.PipesTempFileMessageReader(),
         ) as session:
-            launch_locally(job, session.get_bootstrap_env_vars())
+            try:
+                launch(self.compute, job, session.get_bootstrap_env_vars(), on_tick=live.tick)
+            finally:
+                live.last()
+
+
+class _LiveFigures:
+    """The newest line of a training's live file as observations of its asset, whose page plots them.
+
+    Called from the thread that waits for the training. An error here ends the watching, never the training.
+    """
+
+    def __init__(
+        self,
+        context: dg.AssetExecutionContext,
+        path: Path,
+        every_s: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._context, self._tail, self._every_s, self._clock = context, LiveTail(path), every_s, clock
+        self._emitted_at = -math.inf
+        self._waiting: dict[str, float] | None = None  # not emitted yet
+        self._ended = False
+
+    def tick(self) -> None:
+        """Emits the newest figures, if there are new ones and the last ones are old enough."""
+        self._look(at_once=False)
+
+    def last(self) -> None:
+        """Emits what there is still to emit."""
+        self._look(at_once=True)
+
+    def _look(self, *, at_once: bool) -> None:
+        if self._ended:
+            return
+        try:
+            self._waiting = self._tail.newest() or self._waiting
+            if self._waiting and (at_once or self._clock() - self._emitted_at >= self._every_s):
+                self._emit(self._waiting)
+                self._emitted_at, self._waiting = self._clock(), None
+        except Exception as error:
+            self._ended = True
+            with contextlib.suppress(Exception):
+                self._context.log.warning(f"no further live figures of this training: {type(error).__name__}: {error}")
+
+    def _emit(self, figures: dict[str, float]) -> None:
+        context = self._context
+        partition = context.partition_key if context.has_partition_key else None
+        context.log_event(dg.AssetObservation(context.asset_key, partition=partition, metadata=figures))

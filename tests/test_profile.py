@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -47,11 +48,13 @@ def test_the_paper_profile_holds_the_papers_values() -> None:
     assert paper.policy.scratch is None
     assert paper.policy.lora is None
     assert (paper.policy.max_length, paper.policy.mixed_precision) == (1280, True)
-    assert (paper.act.epochs, paper.act.batch_size, paper.act.learning_rate) == (12, 4, 5e-7)
+    assert (paper.act.epochs, paper.act.learning_rate) == (12, 5e-7)
+    assert (paper.compute.processes, paper.compute.device_memory_gb) == (8, 80)
+    assert [o.batch_size / paper.compute.processes for o in (paper.sft, paper.act)] == [4, 4], "4 on each GPU"
     betas = {name: paper.act.beta.get(name, get_task(name).beta) for name in ("pacific", "abg_coqa", "ambig_sql")}
     assert betas == {"pacific": 0.01, "abg_coqa": 0.01, "ambig_sql": 0.5}
-    assert (paper.sft.epochs, paper.sft.batch_size) == (8, 4)
-    assert paper.sft.learning_rate in (1e-4, 2e-5, 1e-5)
+    assert paper.sft.epochs == 8
+    assert paper.sft.candidates == (1e-4, 2e-5, 1e-5)
     assert paper.roles.in_context_conversations == 10
     assert (paper.labels_from, paper.act.mask_user_tokens) == ("gold", True)
     assert paper.embedder == "all-MiniLM-L6-v2"
@@ -62,6 +65,40 @@ def test_the_laptop_profile_needs_no_key_and_no_weights() -> None:
     assert laptop.policy.model == "scratch"
     assert {r.provider for r in (laptop.roles.generator, laptop.roles.intent, laptop.roles.simulator)} == {"embedded"}
     assert (laptop.roles.annotator.llm, laptop.roles.classifier.llm) == (None, None)
+
+
+@pytest.mark.parametrize("name", ["laptop", "paper"])
+def test_a_profile_that_is_written_down_is_read_back(name: str) -> None:
+    """A training process gets it as JSON."""
+    profile = load_profile(name)
+    assert Profile.model_validate(json.loads(json.dumps(profile.model_dump(mode="json")))) == profile
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "said"),
+    [
+        ("compute", {"launcher": "accelerate"}, "launcher 'accelerate' and a strategy go together"),
+        ("compute", {"strategy": "ddp"}, "launcher 'accelerate' and a strategy go together"),
+        ("compute", {"processes": 2}, "launcher 'local' is one process"),
+        ("engine", {"mode": "server"}, "mode: of the engine vllm only"),
+        ("engine", {"name": "vllm", "devices": "1"}, "devices is of vllm's mode server"),
+        ("engine", {"name": "vllm"}, "one from scratch samples in transformers"),
+        ("act", {"rollout_lag": 2}, "rollout_lag"),
+        ("act", {"batch_size": 16, "rollout_group": 24}, "rollout_group 24 is no multiple of batch_size 16"),
+    ],
+)
+def test_settings_of_training_that_do_not_fit_together(
+    tmp_path: Path, section: str, values: dict[str, Any], said: str
+) -> None:
+    assert said in refusal(written(tmp_path, lambda raw: raw.setdefault(section, {}).update(values)))
+
+
+def test_a_four_bit_base_is_not_spread_over_processes(tmp_path: Path) -> None:
+    def spoil(raw: Raw) -> None:
+        raw["policy"]["lora"] = {"r": 8, "alpha": 16, "quantized": True}
+        raw["compute"] = {"launcher": "accelerate", "strategy": "zero3", "processes": 2}
+
+    assert "policy.lora.quantized does not go with compute.strategy zero3" in refusal(written(tmp_path, spoil))
 
 
 def test_an_own_profile_is_named_after_its_file_unless_it_says_otherwise(tmp_path: Path) -> None:

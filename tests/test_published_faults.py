@@ -138,6 +138,7 @@ def test_no_key_reaches_a_job_file_a_command_or_an_artifact(
 ) -> None:
     """Published: keys and tokens travel on command lines and into written configurations."""
     from act_assets.pipeline import STAGES
+    from act_assets.profile import Compute
     from act_assets.stages import run_stage
     from resources.artifacts import ArtifactStore
     from resources.compute import training_command
@@ -150,7 +151,7 @@ def test_no_key_reaches_a_job_file_a_command_or_an_artifact(
     commands: list[list[str]] = []
 
     def launch(job: Path) -> None:
-        commands.append(training_command(job))
+        commands.append(training_command(Compute(), job, 1))
         (job.parent / "facts.json").write_text("{}")
 
     run = stage_run(str(Path(__file__).parent / "tiny.yaml"), 0, "pacific", 50, launch)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -17,6 +17,7 @@ from act_assets.reporting.leaderboard import LeaderboardRow
 from act_assets.rows import read_rows
 from act_assets.stages import Outcome
 from act_assets.training.act import Rollout
+from act_assets.training.board import TENSORBOARD
 from act_assets.training.history import TrainingPoint
 from resources.artifacts import Artifact
 
@@ -36,6 +37,8 @@ def metadata_of(outcome: Outcome) -> dict[str, Any]:
     }
     for name, value in {**artifact.facts, **outcome.published}.items():
         key = name.replace(" ", "_").replace("-", "_")
+        if _is_time(key):
+            continue  # in the table `time`; and `seconds` are the artifact's
         if key == "llm_sample":
             shown[key] = _exchanges(value)
         elif key.startswith("llm_") and outcome.reused:
@@ -113,17 +116,35 @@ def _pairs(artifact: Artifact) -> dict[str, Any]:
     return {"sample": _table(("request", "action", "winning", "rejected action", "losing"), cells)}
 
 
-def _curves(artifact: Artifact) -> dict[str, Any]:
-    path = artifact.file("history.parquet")
-    if not path.is_file():
-        return {}
-    return {"curves": _image(training_curves(read_rows(path, TrainingPoint), str(artifact.key)))}
+def _training(artifact: Artifact) -> dict[str, Any]:
+    shown: dict[str, Any] = {"time": _times(artifact.facts)}
+    path, events = artifact.file("history.parquet"), artifact.file("logs") / TENSORBOARD
+    if path.is_file():
+        shown["curves"] = _image(training_curves(read_rows(path, TrainingPoint), str(artifact.key)))
+    if events.is_dir():
+        shown["tensorboard"] = dg.MetadataValue.path(events)  # tensorboard --logdir PATH --host 127.0.0.1
+    return shown
+
+
+def _is_time(fact: str) -> bool:
+    return fact == "seconds" or fact.startswith(("share_", "overlapped_"))
+
+
+def _times(facts: Mapping[str, Any]) -> dg.MarkdownMetadataValue | None:
+    """Where the time of a training went: its phases, and what ran beside them; None where it was not measured."""
+    if "share_other" not in facts:
+        return None
+    rows = []
+    for prefix, beside in (("share_", ""), ("overlapped_", ", beside the training")):
+        shares = {k.removeprefix(prefix): v for k, v in facts.items() if k.startswith(prefix) and v}
+        rows += [(f"{name}{beside}", f"{v:.1%}", f"{v * facts['seconds']:.1f}") for name, v in shares.items()]
+    return _table(("phase", "share", "seconds"), [*rows, ("all", "", f"{facts['seconds']:.1f}")])
 
 
 def _act(artifact: Artifact) -> dict[str, Any]:
     rollouts = [r for path in sorted(artifact.file("rollouts").glob("*.parquet")) for r in read_rows(path, Rollout)]
     cells = [(r.step, r.action, r.verdict, r.trajectory, r.chosen, r.rejected) for r in rollouts[-TABLE_ROWS:]]
-    return _curves(artifact) | {
+    return _training(artifact) | {
         "verdicts": _image(rollout_verdicts(rollouts)),
         "rollouts": _table(("step", "action", "verdict", "trajectory", "winning", "losing"), cells),
     }
@@ -158,8 +179,8 @@ _EXTRA: dict[str, Callable[[Artifact], dict[str, Any]]] = {
     "evaluation_intents": _intents,
     "contrastive_pairs": _pairs,
     "validation_pairs": _pairs,
-    "base_policy": _curves,
-    "sft_checkpoint": _curves,
+    "base_policy": _training,
+    "sft_checkpoint": _training,
     "act_checkpoint": _act,
     "evaluation_sft": _evaluation,
     "evaluation_act": _evaluation,

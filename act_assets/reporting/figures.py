@@ -61,15 +61,19 @@ _STYLE = {
 
 
 def training_curves(points: Sequence[TrainingPoint], title: str) -> bytes:
-    """Loss over steps, and reward margin and accuracy where they were measured. ValueError for no points."""
+    """Loss over steps; reward margin, reward accuracy and KL where they were measured. ValueError for no points."""
     if not points:
         raise ValueError(f"no training points to draw for {title!r}")
     panels = [
         (name, label)
-        for name, label in (("reward_margin", "reward margin"), ("reward_accuracy", "reward accuracy"))
+        for name, label in (
+            ("reward_margin", "reward margin"),
+            ("reward_accuracy", "reward accuracy"),
+            ("kl", "KL to reference"),
+        )
         if any(getattr(p, name) is not None for p in points)
     ]
-    with _figure(3.4) as (figure, output):
+    with _figure(max(3.4, 1.7 * len(panels))) as (figure, output):
         if panels:
             grid = figure.add_gridspec(len(panels), 2, width_ratios=(3, 2))
             loss = figure.add_subplot(grid[:, 0])

@@ -22,7 +22,7 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from jinja2 import StrictUndefined, Template, TemplateSyntaxError, UndefinedError
 from jinja2.sandbox import SandboxedEnvironment
@@ -43,7 +43,9 @@ from act_assets.seeds import derive_seed
 from act_assets.tasks import all_tasks, is_own
 from act_assets.tasks.base import Task
 from resources.llm.base import ChatMessage, LLMFailure, LLMRequest, LLMResponse, Sampling, Usage
-from resources.llm.client import LLM
+
+if TYPE_CHECKING:
+    from resources.llm.client import LLM
 
 RoleResult = str | LLMFailure
 """What a role gives for one item."""

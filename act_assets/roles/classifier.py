@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from act_assets.conversation import Conversation, TurnState
 from act_assets.roles.base import (
@@ -25,7 +25,9 @@ from act_assets.roles.base import (
 from act_assets.rules.base import one_line
 from act_assets.tasks.base import Task
 from resources.llm.base import LLMRequest, Usage
-from resources.llm.client import LLM
+
+if TYPE_CHECKING:
+    from resources.llm.client import LLM
 
 ClassifierSource = Literal["rule", "llm"]
 

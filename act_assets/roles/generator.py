@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from act_assets.conversation import Conversation, TurnState
 from act_assets.roles.base import (
@@ -29,7 +30,9 @@ from act_assets.roles.base import (
 )
 from act_assets.tasks.base import Task
 from resources.llm.base import LLMRequest, Usage
-from resources.llm.client import LLM
+
+if TYPE_CHECKING:
+    from resources.llm.client import LLM
 
 
 class Generator:

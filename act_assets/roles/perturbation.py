@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from act_assets.conversation import ClearRequest
 from act_assets.roles.base import OnDone, PerturbationContext, Prompted, RoleResult, RoleSettings, usage_of
 from act_assets.tasks.base import Task
 from resources.llm.base import LLMRequest, Usage
-from resources.llm.client import LLM
+
+if TYPE_CHECKING:
+    from resources.llm.client import LLM
 
 
 class Perturber:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from act_assets.conversation import TurnState, Utterance
 from act_assets.roles.base import (
@@ -23,7 +24,9 @@ from act_assets.roles.base import (
 from act_assets.rules.base import one_line
 from act_assets.tasks.base import Task
 from resources.llm.base import LLMRequest, Usage
-from resources.llm.client import LLM
+
+if TYPE_CHECKING:
+    from resources.llm.client import LLM
 
 
 class Simulator:

@@ -7,10 +7,7 @@ process group and ends itself, with everything it started, when the process that
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
-import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,26 +15,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from act_assets.errors import ActError
-from resources.compute import LAUNCHED
+from resources.compute import LAUNCHED, end_with_launcher, join_processes
 
-UNEXPECTED = "run again with ACT_DEBUG=1 to see the traceback; if memory ran out, lower batch_size in the profile"
-
-
-def end_with_parent(parent: int, check_every_s: float = 0.5) -> None:
-    """Ends this process group once the parent is gone, however it went."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(check_every_s)
-        os.killpg(os.getpgrp(), signal.SIGKILL)
-
-    threading.Thread(target=watch, daemon=True, name="end-with-parent").start()
+UNEXPECTED = (
+    "run again with ACT_DEBUG=1 to see the traceback; if memory ran out, lower compute.micro_batch_tokens in the "
+    "profile"
+)
 
 
 @contextmanager
 def _reporting() -> Iterator[Callable[[str], None]]:
-    """A log into the Dagster run that launched this process, or into nothing."""
-    if "DAGSTER_PIPES_CONTEXT" not in os.environ:
+    """A log into the Dagster run that launched this process, or into nothing; of several processes the first logs."""
+    if "DAGSTER_PIPES_CONTEXT" not in os.environ or os.environ.get("RANK", "0") != "0":
         yield lambda message: None
         return
     from dagster_pipes import open_dagster_pipes
@@ -50,21 +39,25 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         print("usage: python -m act_assets.training JOB.json", file=sys.stderr)
         return 2
-    if LAUNCHED in os.environ:
-        end_with_parent(int(os.environ[LAUNCHED]))
+    end_with_launcher()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)  # of the libraries among themselves
     from act_assets.training.jobs import Job, run_job
 
-    job = Job.read(Path(arguments[0]))
-    error_file = job.folder / "logs" / "error.txt"
+    path = Path(arguments[0])
+    rank = os.environ.get("RANK")
+    error_file = path.parent / ("error.txt" if rank is None else f"error-rank-{rank}.txt")
+    stage = "training"
     try:
+        job = Job.read(path)
+        stage = job.stage
+        join_processes()
         with _reporting() as log:
-            log(f"{job.stage}: {run_job(job)}")
+            log(f"{stage}: {run_job(job)}")
     except Exception as error:
         known = isinstance(error, ActError)
-        said = str(error) if known else f"{job.stage} failed: {type(error).__name__}: {error}\n  to do: {UNEXPECTED}"
+        said = str(error) if known else f"{stage} failed: {type(error).__name__}: {error}\n  to do: {UNEXPECTED}"
         error_file.write_text(said, encoding="utf-8")
         if LAUNCHED not in os.environ:
             print(said, file=sys.stderr)

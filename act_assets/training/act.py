@@ -10,39 +10,27 @@ For every turn t = (p, r, g, a) of a batch, with the current policy pi_theta:
 5. one DPO update (equation 1) on the up-to-date pairs.
 
 Printed, line 13 stands inside the loop; the text of 3.2.2 tests every trajectory, and so do we. `judge_rollout`
-is steps 2 to 4, `ActTrainer` the loop around TRL's DPO loss. The pair is built once per step and its token ids
-are scored by the policy and by the frozen initial policy alike; the user's tokens inside it carry no loss.
+is steps 2 to 4, `SelfTraining` steps 1 to 4 for many turns, act_training.py the loop around it. A pair is built once,
+and its token ids are scored by the policy and by the frozen initial policy alike; the user's tokens carry no loss.
 """
 
 from __future__ import annotations
 
-import math
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from act_assets.conversation import PreferencePair, Trajectory, TurnState
-from act_assets.profile import Act, Profile
-from act_assets.rows import write_rows
-from act_assets.seeds import derive_seed
+from act_assets.profile import Act
 from act_assets.tasks.base import Task
 from act_assets.training.chat import ChatFormat
-from act_assets.training.history import History, TrainingPoint, history_callback, quieten
-from act_assets.training.policy import (
-    ModelPolicy,
-    PromptEncoder,
-    SamplingSettings,
-    load_model,
-    pick_device,
-    save_model,
-)
+from act_assets.training.packing import TokenRow
+from act_assets.training.policy import ModelPolicy, PromptEncoder
 from act_assets.training.sft import too_long
-from act_assets.training.supervised import trainer_arguments
 from act_assets.trajectory import ActionClassifier, UserSimulator, dialogue_seeds, simulate
 
+Timed = Callable[[Literal["score"]], AbstractContextManager[None]]
 Verdict = Literal["wrong_action", "bad_outcome", "good_outcome", "already_winner", "no_contrast", "no_room"]
 
 
@@ -64,16 +52,25 @@ class Pair:
     chosen: Completion
     rejected: Completion
 
+    @property
+    def rows(self) -> tuple[TokenRow, TokenRow]:
+        """Winner and loser as sequences that begin with the prompt."""
+        of = (self.chosen, self.rejected)
+        before = (0,) * len(self.prompt_ids)
+        return tuple(TokenRow(self.prompt_ids + c.token_ids, before + c.loss_mask) for c in of)  # type: ignore[return-value]
+
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
     """What happened to one turn in one step: a row of `rollouts/epoch-NN.parquet`.
 
-    `heuristic` is H(outcome, g), None where there was no outcome. `replaced` says which side the rollout became.
+    `version` is the policy that was sampled, in updates; `step` the number of updates before the one that the pair
+    is used in. `heuristic` is H(outcome, g), None without an outcome. `replaced` says which side the rollout became.
     """
 
     epoch: int
     step: int
+    version: int
     conversation_id: str
     turn_id: str
     action: str
@@ -87,6 +84,23 @@ class Rollout:
     chosen: str
     rejected: str
     sampled_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What a rollout makes of a pair: the side that it replaces, None for one that stays."""
+
+    chosen: Completion | None
+    rejected: Completion | None
+    rollout: Rollout
+
+    def applied(self, pair: Pair) -> Pair:
+        return replace(pair, chosen=self.chosen or pair.chosen, rejected=self.rejected or pair.rejected)
+
+
+def untimed(phase: str) -> AbstractContextManager[None]:
+    """Where nobody measures."""
+    return nullcontext()
 
 
 def gold_completion(text: str, chat: ChatFormat) -> Completion:
@@ -182,12 +196,14 @@ class SelfTraining:
     intents: dict[str, str]
     settings: Act
     seed: int
+    timed: Timed = untimed
 
-    def __call__(self, pairs: Sequence[Pair], epoch: int, step: int) -> tuple[list[Pair], list[Rollout]]:
+    def __call__(self, pairs: Sequence[Pair], epoch: int, steps: Sequence[int], version: int) -> list[Sampled]:
+        """Samples for these pairs; `steps` says which update each is for, `version` which policy is sampled."""
         turns = [pair.turn for pair in pairs]
         trajectories = simulate(
             turns,
-            dialogue_seeds(self.seed, turns, "rollout", step),
+            [dialogue_seeds(self.seed, [t], "rollout", s)[0] for t, s in zip(turns, steps, strict=True)],
             self.policy,
             self.classifier,
             self.simulator,
@@ -197,10 +213,10 @@ class SelfTraining:
             continue_first=lambda turn, action: action == turn.action,
         )
         tolerance = self.task.judge.tolerance if self.settings.tolerance is None else self.settings.tolerance
-        updated: list[Pair] = []
-        rollouts: list[Rollout] = []
-        scores = outcome_heuristics(self.task, pairs, trajectories)
-        for pair, trajectory, score in zip(pairs, trajectories, scores, strict=True):
+        with self.timed("score"):
+            scores = outcome_heuristics(self.task, pairs, trajectories)
+        sampled = []
+        for pair, trajectory, score, step in zip(pairs, trajectories, scores, steps, strict=True):
             new, verdict = judge_rollout(
                 pair,
                 trajectory,
@@ -209,18 +225,31 @@ class SelfTraining:
                 self.policy.chat,
                 mask_user_tokens=self.settings.mask_user_tokens,
             )
-            updated.append(new)
-            rollouts.append(_rollout(new, pair, trajectory, verdict, score, epoch, step))
-        return updated, rollouts
+            sampled.append(
+                Sampled(
+                    new.chosen if new.chosen is not pair.chosen else None,
+                    new.rejected if new.rejected is not pair.rejected else None,
+                    _rollout(new, pair, trajectory, verdict, score, epoch, step, version),
+                )
+            )
+        return sampled
 
 
 def _rollout(
-    new: Pair, old: Pair, trajectory: Trajectory, verdict: str, score: float | None, epoch: int, step: int
+    new: Pair,
+    old: Pair,
+    trajectory: Trajectory,
+    verdict: str,
+    score: float | None,
+    epoch: int,
+    step: int,
+    version: int,
 ) -> Rollout:
     replaced = "winner" if new.chosen is not old.chosen else "loser" if new.rejected is not old.rejected else "none"
     return Rollout(
         epoch=epoch,
         step=step,
+        version=version,
         conversation_id=old.turn.conversation_id,
         turn_id=old.turn.turn_id,
         action=old.turn.action,
@@ -235,195 +264,3 @@ def _rollout(
         rejected=new.rejected.text,
         sampled_tokens=sum(len(u.token_ids) for u in trajectory.utterances),
     )
-
-
-def collate_pairs(pairs: Sequence[Pair], pad_id: int) -> dict[str, Any]:
-    """TRL's layout: all chosen rows, then all rejected rows; `completion_mask` marks the tokens with loss."""
-    import torch
-
-    sides = [(p.prompt_ids, p.chosen) for p in pairs] + [(p.prompt_ids, p.rejected) for p in pairs]
-    width = max(len(prompt) + len(completion.token_ids) for prompt, completion in sides)
-    ids = torch.full((len(sides), width), pad_id, dtype=torch.long)
-    attention = torch.zeros((len(sides), width), dtype=torch.long)
-    loss = torch.zeros((len(sides), width), dtype=torch.long)
-    for i, (prompt, completion) in enumerate(sides):
-        start, end = len(prompt), len(prompt) + len(completion.token_ids)
-        ids[i, :end] = torch.tensor((*prompt, *completion.token_ids), dtype=torch.long)
-        attention[i, :end] = 1
-        loss[i, start:end] = torch.tensor(completion.loss_mask, dtype=torch.long)
-    return {"input_ids": ids, "attention_mask": attention, "completion_mask": loss}
-
-
-def make_trainer(
-    model: Any,
-    ref_model: Any,
-    chat: ChatFormat,
-    pairs: Sequence[Pair],
-    validation: Sequence[Pair],
-    update: Callable[[Sequence[Pair], int, int], Sequence[Pair]] | None,
-    beta: float,
-    arguments: dict[str, Any],
-    output_dir: str,
-    callbacks: Sequence[Any] = (),
-    lora: Any = None,
-) -> Any:
-    """TRL's DPOTrainer on our token ids; `update(pairs, epoch, step)` replaces a training batch's pairs before
-    the loss (None: offline DPO). Steps are counted from 0, epochs from 1."""
-    from trl import DPOConfig, DPOTrainer
-
-    from datasets import Dataset
-
-    everything = [*pairs, *validation]
-
-    class ActTrainer(DPOTrainer):
-        # Rows are indices of pairs that are tokens already; these three hooks keep TRL from tokenising again.
-        def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-            return dataset
-
-        def _set_signature_columns_if_needed(self) -> None:
-            self._signature_columns = ["index"]
-
-        def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-            batch: Sequence[Pair] = [everything[i] for i in inputs["index"].tolist()]
-            if self.model.training and update is not None:
-                batch = update(batch, int(self.state.epoch or 0) + 1, self.state.global_step)
-            tensors: dict[str, Any] = super()._prepare_inputs(collate_pairs(batch, chat.pad_id))
-            return tensors
-
-    return ActTrainer(
-        model=model,
-        ref_model=ref_model,
-        args=DPOConfig(output_dir=output_dir, beta=beta, loss_type=["sigmoid"], max_length=None, **arguments),
-        data_collator=_index_collator,
-        train_dataset=Dataset.from_dict({"index": list(range(len(pairs)))}),
-        eval_dataset=Dataset.from_dict({"index": list(range(len(pairs), len(everything)))}),
-        processing_class=chat.tokenizer,
-        callbacks=list(callbacks),
-        peft_config=lora,
-    )
-
-
-def _index_collator(rows: list[dict[str, int]]) -> dict[str, Any]:
-    import torch
-
-    return {"index": torch.tensor([row["index"] for row in rows])}
-
-
-def train_act(
-    task: Task,
-    turns: dict[str, TurnState],
-    pairs: Sequence[PreferencePair],
-    validation_turns: dict[str, TurnState],
-    validation_pairs: Sequence[PreferencePair],
-    intents: dict[str, str],
-    classifier: ActionClassifier,
-    simulator: UserSimulator,
-    sft_model: Path,
-    profile: Profile,
-    seed: int,
-    folder: Path,
-) -> tuple[dict[str, Any], list[TrainingPoint]]:
-    """Writes `model/` (the epoch with the highest reward margin on the validation pairs, appendix J.2) and
-    `rollouts/epoch-NN.parquet`. Returns facts and curves."""
-    settings = profile.act
-    model, chat = load_model(sft_model)
-    prompts = PromptEncoder(task, chat, profile.policy.max_prompt_tokens)
-    train, held_out = (
-        [initial_pair(of[p.turn_id], p, prompts, profile.policy.max_length) for p in side]
-        for of, side in ((turns, pairs), (validation_turns, validation_pairs))
-    )
-    lora = _lora_config(profile)
-    model = model.to(pick_device())
-    # pi_ref is the initial policy, frozen; with LoRA it is the base with the adapter off.
-    ref_model = None if lora else load_model(sft_model)[0].to(pick_device())
-    history = History("act", f"task {task.name}, {len(pairs)} pairs")
-    rollouts: list[Rollout] = []
-    best: list[TrainingPoint] = []
-
-    def keep_best(point: TrainingPoint) -> None:
-        epoch = round(point.epoch)
-        (folder / "rollouts").mkdir(exist_ok=True)
-        write_rows(
-            folder / "rollouts" / f"epoch-{epoch:02d}.parquet", [r for r in rollouts if r.epoch == epoch], Rollout
-        )
-        if not best or _margin(point) > _margin(best[-1]):
-            best.append(point)
-            shutil.rmtree(folder / "model", ignore_errors=True)
-            save_model(trainer.accelerator.unwrap_model(trainer.model), chat.tokenizer, folder / "model")
-
-    def update(batch: Sequence[Pair], epoch: int, step: int) -> Sequence[Pair]:
-        updated, rows = self_training(batch, epoch, step)
-        rollouts.extend(rows)
-        return updated
-
-    with tempfile.TemporaryDirectory(prefix="act-trainer-") as scratch:
-        trainer = make_trainer(
-            model,
-            ref_model,
-            chat,
-            train,
-            held_out,
-            update,
-            settings.beta.get(task.name, task.beta),
-            trainer_arguments(settings, derive_seed(seed, "act"), mixed_precision=profile.policy.mixed_precision),
-            scratch,
-            [history_callback(history, keep_best)],
-            lora,
-        )
-        policy = ModelPolicy(
-            trainer.accelerator.unwrap_model(trainer.model),
-            chat,
-            prompts,
-            SamplingSettings(
-                profile.policy.max_prompt_tokens,
-                profile.policy.max_length,
-                profile.policy.max_new_tokens,
-                settings.temperature,
-                profile.rollout_batch_size,
-            ),
-        )
-        self_training = SelfTraining(task, policy, classifier, simulator, intents, settings, derive_seed(seed, "act"))
-        quieten(trainer)
-        trainer.train()
-    if lora:
-        _merge(sft_model, profile, chat, folder)
-    counts = {v: sum(1 for r in rollouts if r.verdict == v) for v in Verdict.__args__}  # type: ignore[attr-defined]
-    facts = {
-        "pairs": len(pairs),
-        "steps": history.points[-1].step,
-        "kept_epoch": best[-1].epoch,
-        "reward_margin": best[-1].reward_margin,
-        "reward_accuracy": best[-1].reward_accuracy,
-        "sampled_tokens": sum(r.sampled_tokens for r in rollouts),
-        **{f"rollouts_{name}": count for name, count in counts.items()},
-        "winners_replaced": sum(1 for r in rollouts if r.replaced == "winner"),
-        "losers_replaced": sum(1 for r in rollouts if r.replaced == "loser"),
-    }
-    return facts, history.points
-
-
-def _margin(point: TrainingPoint) -> float:
-    return -math.inf if point.reward_margin is None else point.reward_margin
-
-
-def _lora_config(profile: Profile) -> Any:
-    if profile.policy.lora is None:
-        return None
-    from peft import LoraConfig
-
-    lora = profile.policy.lora
-    return LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
-
-
-def _merge(sft_model: Path, profile: Profile, chat: ChatFormat, folder: Path) -> None:
-    """The kept adapter into `adapter/`, and merged with its base into `model/`."""
-    from peft import PeftModel
-
-    (folder / "model").rename(folder / "adapter")
-    base, _ = load_model(sft_model)
-    save_model(PeftModel.from_pretrained(base, folder / "adapter").merge_and_unload(), chat.tokenizer, folder / "model")

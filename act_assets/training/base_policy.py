@@ -15,13 +15,17 @@ from typing import Any
 
 from act_assets.conversation import Conversation, Message
 from act_assets.errors import TrainingError
-from act_assets.profile import Optimisation, Policy, ScratchModel
+from act_assets.profile import Compute, Optimisation, Policy, ScratchModel
 from act_assets.seeds import derive_seed
 from act_assets.tasks.base import Task
+from act_assets.training.board import Board
 from act_assets.training.chat import CHAT_TEMPLATE, SPECIAL_TOKENS, ChatFormat
 from act_assets.training.history import History, TrainingPoint
-from act_assets.training.policy import load_model, pick_device, save_model
-from act_assets.training.supervised import TokenRow, fit
+from act_assets.training.packing import TokenRow
+from act_assets.training.policy import load_model, save_model
+from act_assets.training.run_folder import RunFolder
+from act_assets.training.supervised import Supervised
+from act_assets.training.update import is_first_process
 
 SOURCE = "source.json"
 _HASHED_BYTES = 64 * 2**20
@@ -88,11 +92,17 @@ def build_model(settings: ScratchModel, vocab_size: int, max_length: int, chat: 
 
 
 def make_base_policy(
-    task: Task, conversations: Sequence[Conversation], settings: Policy, seed: int, folder: Path
+    task: Task,
+    conversations: Sequence[Conversation],
+    settings: Policy,
+    compute: Compute,
+    seed: int,
+    folder: Path,
+    work: Path,
 ) -> tuple[dict[str, Any], list[TrainingPoint]]:
     """Writes `model/`, or `source.json` for a Hugging Face model. Returns facts and the warm-up's curve."""
     if settings.scratch is None:
-        return _refer(settings, folder), []
+        return (_refer(settings, folder) if is_first_process() else {}), []
     scratch = settings.scratch
     messages = warm_up_texts(task, conversations)
     tokenizer = train_tokenizer([m.content for group in messages for m in group], scratch.vocab_size)
@@ -109,28 +119,34 @@ def make_base_policy(
         )
     random.Random(derive_seed(seed, "base", "blocks")).shuffle(blocks)
     held_out = max(1, len(blocks) // 20)
-    rows = [TokenRow(block, (1,) * len(block)) for block in blocks]
+    rows = [TokenRow(block, (0, *(1,) * (len(block) - 1))) for block in blocks]
     history = History("base_policy", f"task {task.name}")
-    model = fit(
-        model.to(pick_device()),
+    training = Supervised(
+        model,
         chat.pad_id,
-        rows[held_out:],
-        rows[:held_out],
+        [[row] for row in rows[held_out:]],
+        [[row] for row in rows[:held_out]],
         Optimisation(
             epochs=scratch.warm_up_epochs,
             learning_rate=scratch.warm_up_learning_rate,
             batch_size=scratch.warm_up_batch_size,
         ),
+        compute,
         derive_seed(seed, "base", "order"),
         history,
     )
-    save_model(model, tokenizer, folder / "model")
+    meter = training.updater.meter()
+    with Board(folder / "logs" if is_first_process() else None) as board:
+        training.run(RunFolder(work, compute, history.where), meter, board)
+    weights = training.updater.weights()
+    if is_first_process():
+        save_model(training.updater.policy, tokenizer, folder / "model", weights)
     facts = {
-        "policy": f"Llama architecture from scratch, {sum(p.numel() for p in model.parameters()):,} parameters",
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "policy": f"Llama architecture from scratch, {training.updater.parameters:,} parameters",
+        "parameters": training.updater.parameters,
         "vocabulary": len(tokenizer),
-        "tokens_per_epoch": sum(len(r.token_ids) for r in rows[held_out:]),
         "validation_loss": history.points[-1].loss,
+        **meter.facts(),
     }
     return facts, history.points
 

@@ -7,8 +7,6 @@ The job names a stage, its settings and the folders of its inputs; the process w
 from __future__ import annotations
 
 import json
-import resource
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from act_assets.rows import read_rows, write_rows
 from act_assets.tasks import get_task
 from act_assets.tasks.base import Task, Tools
 from act_assets.training.history import TrainingPoint
+from act_assets.training.update import is_first_process
 from resources.embedder import default_embedder
 from resources.llm.service import CallSettings
 
@@ -38,6 +37,7 @@ class Job:
     prompts_dir: Path
     calls: CallSettings
     folder: Path
+    work: Path  # what a run that was cut short goes on from
 
     @staticmethod
     def read(path: Path) -> Job:
@@ -55,6 +55,7 @@ class Job:
             prompts_dir=Path(raw["prompts_dir"]),
             calls=CallSettings.from_json(raw["calls"]),
             folder=Path(raw["folder"]),
+            work=Path(raw["work"]),
         )
 
     def turns(self, conversations: list[Conversation]) -> list[TurnState]:
@@ -71,13 +72,13 @@ Result = tuple[dict[str, Any], list[TrainingPoint]]
 
 
 def run_job(job: Job) -> dict[str, Any]:
-    """Does the job; returns its facts."""
-    started = time.perf_counter()
+    """Does the job; returns its facts. Of several processes the first writes the curve and the facts."""
     facts, points = _JOBS[job.stage](job)
+    if not is_first_process():
+        return {}
     if points:
         write_rows(job.folder / "history.parquet", points, TrainingPoint)
-    seconds = time.perf_counter() - started
-    facts = {**facts, **_speed(facts, points, seconds), "peak_memory_mb": _peak_memory_mb(), **_versions()}
+    facts = {**facts, **_versions()}
     (job.folder / "logs").mkdir(exist_ok=True)
     (job.folder / "logs" / "facts.json").write_text(json.dumps(facts, indent=1, allow_nan=False) + "\n")
     return facts
@@ -86,7 +87,15 @@ def run_job(job: Job) -> dict[str, Any]:
 def _base_policy(job: Job) -> Result:
     from act_assets.training.base_policy import make_base_policy
 
-    return make_base_policy(job.task, job.conversations("train"), job.profile.policy, job.seed, job.folder)
+    return make_base_policy(
+        job.task,
+        job.conversations("train"),
+        job.profile.policy,
+        job.profile.compute,
+        job.seed,
+        job.folder,
+        job.work,
+    )
 
 
 def _sft(job: Job) -> Result:
@@ -101,11 +110,12 @@ def _sft(job: Job) -> Result:
         job.profile,
         job.seed,
         job.folder,
+        job.work,
     )
 
 
 def _act(job: Job) -> Result:
-    from act_assets.training.act import train_act
+    from act_assets.training.act_training import train_act
 
     subset = job.subset()
     cast = Cast(job.profile, job.task, job.prompts_dir, job.seed, job.calls)
@@ -124,6 +134,7 @@ def _act(job: Job) -> Result:
         job.profile,
         job.seed,
         job.folder,
+        job.work,
     )
     return {**facts, **usage_facts(classifier.usage + simulator.usage)}, points
 
@@ -133,24 +144,6 @@ _JOBS: dict[str, Callable[[Job], Result]] = {
     "sft_checkpoint": _sft,
     "act_checkpoint": _act,
 }
-
-
-def _speed(facts: dict[str, Any], points: list[TrainingPoint], seconds: float) -> dict[str, Any]:
-    """Turns, pairs and tokens a second over the whole job, start-up included."""
-    epochs = points[-1].epoch if points else 0.0
-    speed: dict[str, Any] = {"train_seconds": round(seconds, 2)}
-    for what in ("turns", "pairs", "tokens_per_epoch"):
-        if what in facts and epochs:
-            speed[f"{what.removesuffix('_per_epoch')}_per_second"] = round(facts[what] * epochs / seconds, 2)
-    return speed
-
-
-def _peak_memory_mb() -> int:
-    import torch
-
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated() / 2**20)
-    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def _versions() -> dict[str, str]:

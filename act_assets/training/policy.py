@@ -1,11 +1,14 @@
-"""A language model as a conversation policy: loading, batched sampling with a KV cache, and saving.
+"""A language model as a conversation policy: loading, responding, and saving.
 
-Any Hugging Face causal language model with a chat template will do; sampling is always in eval mode.
+Any Hugging Face causal language model with a chat template will do; `engine.py` samples it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,26 +17,34 @@ from act_assets.conversation import TurnState, Utterance
 from act_assets.errors import TrainingError
 from act_assets.tasks.base import Task, fit_prompt
 from act_assets.training.chat import ChatFormat
+from act_assets.training.engine import RolloutEngine
 from act_assets.trajectory import Dialogue
 
 if TYPE_CHECKING:
     import torch
 
+ADAPTER_CONFIG = "adapter_config.json"
 
-def load_model(path: str | Path, revision: str | None = None) -> tuple[Any, ChatFormat]:
+
+def load_model(path: str | Path, revision: str | None = None, *, quantized: bool = False) -> tuple[Any, ChatFormat]:
     """Model and chat format from a folder or a Hugging Face id; safetensors only, no remote code, weights in fp32.
 
-    Raises TrainingError where it is not there or cannot be used.
+    `quantized`: linear weights in 4 bits (NF4, for QLoRA), on the GPU where there is one. Raises TrainingError where
+    the model is not there or cannot be used.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     _no_library_bars()
+    options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "sdpa"}
+    if quantized:
+        options |= _four_bits()
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            path, revision=revision, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-        )
+        with _whole_weights():
+            model = AutoModelForCausalLM.from_pretrained(
+                path, revision=revision, use_safetensors=True, trust_remote_code=False, **options
+            )
     except (OSError, ValueError) as error:
         raise TrainingError(
             f"the policy {path} cannot be loaded: {error}",
@@ -44,11 +55,58 @@ def load_model(path: str | Path, revision: str | None = None) -> tuple[Any, Chat
     return model, ChatFormat(tokenizer)
 
 
-def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Weights (safetensors), configuration and tokenizer."""
+@contextmanager
+def _whole_weights() -> Iterator[None]:
+    """Under ZeRO-3 transformers would spread every model it loads, the reference too; the policy is spread later."""
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") != "true":
+        yield
+        return
+    from transformers.integrations import deepspeed as integration
+
+    kept = integration._hf_deepspeed_config_weak_ref
+    integration.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        integration._hf_deepspeed_config_weak_ref = kept
+
+
+def _four_bits() -> dict[str, Any]:
+    import torch
+    from transformers import BitsAndBytesConfig
+    from transformers.utils import is_bitsandbytes_available
+
+    if not is_bitsandbytes_available():
+        raise TrainingError(
+            "policy.lora.quantized needs bitsandbytes, which is not installed",
+            todo="pip install 'act-assets[gpu]', or set policy.lora.quantized: false",
+        )
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    here = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
+    return {"quantization_config": config, "device_map": {"": here}}
+
+
+def save_model(model: Any, tokenizer: Any, folder: Path, weights: Mapping[str, Any] | None = None) -> None:
+    """Weights (safetensors), configuration and tokenizer; `weights` by name stand in for the model's own."""
     _no_library_bars()
-    model.save_pretrained(folder, safe_serialization=True)
+    model.save_pretrained(folder, safe_serialization=True, **({} if weights is None else {"state_dict": dict(weights)}))
     tokenizer.save_pretrained(folder)
+    if (folder / ADAPTER_CONFIG).is_file():
+        _tidy_adapter(folder)
+
+
+def _tidy_adapter(folder: Path) -> None:
+    """The same bytes from the same training: peft writes a set in any order, where the base lay, and a page of it."""
+    config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = ""
+    config["target_modules"] = sorted(config["target_modules"])
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / "README.md").unlink(missing_ok=True)
 
 
 def _no_library_bars() -> None:
@@ -68,11 +126,9 @@ def pick_device() -> torch.device:
 class SamplingSettings:
     """How a policy responds; temperature 0 is greedy."""
 
-    max_prompt_tokens: int
     max_length: int
     max_new_tokens: int
     temperature: float
-    batch_size: int
 
 
 class PromptEncoder:
@@ -92,8 +148,10 @@ class PromptEncoder:
 class ModelPolicy:
     """pi_theta. Implements `trajectory.ConversationPolicy`."""
 
-    def __init__(self, model: Any, chat: ChatFormat, prompts: PromptEncoder, settings: SamplingSettings) -> None:
-        self.model, self.chat, self.prompts, self.settings = model, chat, prompts, settings
+    def __init__(
+        self, engine: RolloutEngine, chat: ChatFormat, prompts: PromptEncoder, settings: SamplingSettings
+    ) -> None:
+        self.engine, self.chat, self.prompts, self.settings = engine, chat, prompts, settings
 
     def dialogue_ids(self, turn: TurnState, utterances: Sequence[Utterance]) -> list[int]:
         """Prompt and trajectory so far, up to where the policy responds."""
@@ -108,74 +166,18 @@ class ModelPolicy:
         return ids
 
     def respond(self, dialogues: Sequence[Dialogue]) -> list[Utterance | None]:
-        """Batches of similar length; a dialogue without room for `max_new_tokens` gets None."""
+        """All dialogues at once; one without room for `max_new_tokens` gets None."""
         rows = [self.dialogue_ids(d.turn, d.utterances) for d in dialogues]
         room = self.settings.max_length - self.settings.max_new_tokens
-        order = sorted((i for i, row in enumerate(rows) if len(row) <= room), key=lambda i: len(rows[i]))
-        result: list[Utterance | None] = [None] * len(rows)
-        for start in range(0, len(order), self.settings.batch_size):
-            batch = order[start : start + self.settings.batch_size]
-            sampled = self.sample([rows[i] for i in batch], [dialogues[i].seed for i in batch])
-            for i, ids in zip(batch, sampled, strict=True):
-                truncated = not ids or ids[-1] != self.chat.end_id
-                result[i] = Utterance("assistant", self.chat.text(ids), "", tuple(ids), truncated)
-        return result
-
-    def sample(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[list[int]]:
-        """Continuations up to and including the end-of-turn token, at most `max_new_tokens` each."""
-        import torch
-        from transformers import GenerationConfig, LogitsProcessorList
-
-        device = next(self.model.parameters()).device
-        width = max(len(p) for p in prompts)
-        ids = torch.full((len(prompts), width), self.chat.pad_id, dtype=torch.long)
-        mask = torch.zeros((len(prompts), width), dtype=torch.long)
-        for row, prompt in enumerate(prompts):
-            ids[row, width - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
-            mask[row, width - len(prompt) :] = 1
-        noise = LogitsProcessorList()
-        if self.settings.temperature > 0:
-            noise.append(_gumbel_noise(self.settings.temperature, seeds))
-        settings = GenerationConfig(
+        asked = [i for i, row in enumerate(rows) if len(row) <= room]
+        sampled = self.engine.sample(
+            [rows[i] for i in asked],
+            [dialogues[i].seed for i in asked],
             max_new_tokens=self.settings.max_new_tokens,
-            do_sample=False,
-            use_cache=True,
-            eos_token_id=self.chat.end_id,
-            pad_token_id=self.chat.pad_id,
+            temperature=self.settings.temperature,
         )
-        # What a model ships (a repetition penalty, say) would fill in the rest, and pi_theta would not be sampled.
-        shipped, self.model.generation_config = self.model.generation_config, settings
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            with torch.no_grad():
-                output = self.model.generate(
-                    input_ids=ids.to(device),
-                    attention_mask=mask.to(device),
-                    logits_processor=noise,
-                    generation_config=settings,
-                )
-        finally:
-            self.model.train(was_training)
-            self.model.generation_config = shipped
-        return [self._until_end(row[width:].tolist()) for row in output]
-
-    def _until_end(self, ids: list[int]) -> list[int]:
-        return ids[: ids.index(self.chat.end_id) + 1] if self.chat.end_id in ids else ids
-
-
-def _gumbel_noise(temperature: float, seeds: Sequence[int]) -> Any:
-    """Sampling as the argmax of logits / T + Gumbel noise: each row draws from its own generator, so that a
-    sample depends on its seed alone and not on what else is in the batch."""
-    import torch
-    from transformers import LogitsProcessor
-
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-
-    class GumbelNoise(LogitsProcessor):
-        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-            uniform = torch.stack([torch.rand(scores.shape[-1], generator=g) for g in generators])
-            gumbel = -torch.log(-torch.log(uniform.clamp(1e-10, 1 - 1e-7)))
-            return scores.float() / temperature + gumbel.to(scores.device)
-
-    return GumbelNoise()
+        result: list[Utterance | None] = [None] * len(rows)
+        for i, ids in zip(asked, sampled, strict=True):
+            truncated = not ids or ids[-1] != self.chat.end_id
+            result[i] = Utterance("assistant", self.chat.text(ids), "", tuple(ids), truncated)
+        return result

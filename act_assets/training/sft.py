@@ -1,13 +1,16 @@
 """Supervised fine-tuning on the gold responses (section 4.3): the initial policy pi_theta_0 of ACT.
 
-One example per turn: the prompt carries no loss, the response with its end-of-turn token does. The checkpoint
-kept is the epoch with the lowest loss on the gold responses of the validation side.
+One example per turn: the prompt carries no loss, the response with its end-of-turn token does. Of all epochs of all
+learning rates the one with the lowest loss on the gold responses of the validation side is kept (J.2).
 """
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +19,17 @@ from act_assets.errors import TrainingError
 from act_assets.profile import Profile
 from act_assets.seeds import derive_seed
 from act_assets.tasks.base import Task
+from act_assets.training.board import Board
 from act_assets.training.chat import ChatFormat
 from act_assets.training.history import History, TrainingPoint
-from act_assets.training.policy import PromptEncoder, load_model, pick_device, save_model
-from act_assets.training.supervised import TokenRow, fit
+from act_assets.training.memory import out_of_memory_advised
+from act_assets.training.packing import TokenRow
+from act_assets.training.policy import PromptEncoder, load_model
+from act_assets.training.run_folder import RunFolder
+from act_assets.training.supervised import Supervised
+from act_assets.training.update import is_first_process
+
+FINISHED = "finished.json"
 
 
 def response_row(turn: TurnState, prompts: PromptEncoder, chat: ChatFormat, max_length: int) -> TokenRow:
@@ -39,6 +49,17 @@ def too_long(turn: TurnState, prompt: int, response: int, max_length: int) -> Tr
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Try:
+    """One learning rate: its curve, its best validation, and the name of the model kept."""
+
+    learning_rate: float
+    points: tuple[TrainingPoint, ...]
+    best: TrainingPoint
+    kept: str
+    figures: dict[str, Any]
+
+
 def train_sft(
     task: Task,
     turns: Sequence[TurnState],
@@ -47,42 +68,123 @@ def train_sft(
     profile: Profile,
     seed: int,
     folder: Path,
+    work: Path,
 ) -> tuple[dict[str, Any], list[TrainingPoint]]:
-    """Writes the kept epoch to `folder/model`; `base` is a path or id and a commit. Returns facts and curves."""
+    """Writes the kept model to `folder/model`; `base` is a path or id and a commit. Returns facts and curves.
+
+    `work` keeps what a resumed run goes on from: each learning rate that is finished, and states of the one under way.
+    """
+    rates = profile.sft.candidates
+    tries: list[Try] = []
+    for number, rate in enumerate(rates, 1):
+        where = f"task {task.name}, {len(turns)} turns, learning rate {rate:g}"
+        of = work / f"rate-{number}"
+        if not (of / FINISHED).is_file():
+            _try(task, turns, validation, base, profile, seed, rate, of, where, folder / "logs")
+        tries.append(_read(of / FINISHED))
+    best = min(range(len(tries)), key=lambda i: (tries[i].best.loss, i))
+    chosen = tries[best]
+    if is_first_process():
+        shutil.copytree(work / f"rate-{best + 1}" / chosen.kept, folder / "model")
+    facts = {
+        "steps": chosen.points[-1].step,
+        "kept_epoch": chosen.best.epoch,
+        "validation_loss": chosen.best.loss,
+        "learning_rate": chosen.learning_rate,
+        "tried_learning_rates": [[t.learning_rate, t.best.loss] for t in tries],
+        **chosen.figures,
+    }
+    return facts, list(chosen.points)
+
+
+def _try(
+    task: Task,
+    turns: Sequence[TurnState],
+    validation: Sequence[TurnState],
+    base: tuple[str, str | None],
+    profile: Profile,
+    seed: int,
+    rate: float,
+    work: Path,
+    where: str,
+    logs: Path,
+) -> None:
+    """Trains with one learning rate, and leaves `finished.json` beside the kept model."""
     model, chat = load_model(*base)
     prompts = PromptEncoder(task, chat, profile.policy.max_prompt_tokens)
-    rows, held_out = (
-        # A request with several readings has one prompt and one response: it is learnt once.
-        [response_row(t, prompts, chat, profile.policy.max_length) for t in once_per_prompt(side)]
+    train, held_out = (
+        groups_of(side, prompts, chat, profile.policy.max_length, packing=profile.sft.packing)
         for side in (turns, validation)
     )
-    history = History("sft", f"task {task.name}, {len(rows)} turns")
-    best: list[TrainingPoint] = []
-    model = model.to(pick_device())
-
-    def keep_best(point: TrainingPoint) -> None:
-        if not best or point.loss < best[-1].loss:
-            best.append(point)
-            shutil.rmtree(folder / "model", ignore_errors=True)
-            save_model(model, chat.tokenizer, folder / "model")
-
-    fit(
+    history = History("sft", where)
+    training = Supervised(
         model,
         chat.pad_id,
-        rows,
+        train,
         held_out,
         profile.sft,
+        profile.compute,
         derive_seed(seed, "sft"),
         history,
+        learning_rate=rate,
         mixed_precision=profile.policy.mixed_precision,
-        on_validation=keep_best,
     )
-    facts = {
-        "turns": len(rows),
-        "steps": history.points[-1].step,
-        "kept_epoch": best[-1].epoch,
-        "validation_loss": best[-1].loss,
-        "loss_tokens_per_epoch": sum(sum(r.loss_mask) for r in rows),
-        "tokens_per_epoch": sum(len(r.token_ids) for r in rows),
-    }
-    return facts, history.points
+    meter = training.updater.meter()
+    run = RunFolder(work, profile.compute, where)
+    best: list[TrainingPoint] = []
+    kept = [""]
+
+    def keep_best(point: TrainingPoint) -> dict[str, Any]:
+        if not best or point.loss < best[-1].loss:
+            best.append(point)
+            kept[0] = training.save_model(chat.tokenizer, run, round(point.epoch))
+        return {"best": asdict(best[-1]), "name": kept[0]}
+
+    def take_back(record: dict[str, Any]) -> None:
+        if record:
+            best.append(TrainingPoint(**record["best"]))
+            kept[0] = record["name"]
+
+    with (
+        Board(logs if training.updater.is_main else None, run=work.name) as board,
+        out_of_memory_advised(profile, where, "update"),
+    ):
+        training.run(run, meter, board, keep_best, take_back)
+    if training.updater.is_main:
+        figures = {
+            "turns": sum(map(len, train)),
+            "loss_tokens_per_epoch": sum(sum(r.loss_mask) for group in train for r in group),
+            **meter.facts(),
+        }
+        _write(work / FINISHED, Try(rate, tuple(history.points), best[-1], kept[0], figures))
+        run.store.clear()
+        run.forget_others(kept[0])
+    training.updater.wait()
+    training.updater.free()
+
+
+def groups_of(
+    turns: Sequence[TurnState], prompts: PromptEncoder, chat: ChatFormat, max_length: int, *, packing: bool
+) -> list[list[TokenRow]]:
+    """Each turn's row; with packing the turns of a conversation in one group."""
+    groups: dict[str, list[TokenRow]] = {}
+    # A request with several readings has one prompt and one response: it is learnt once.
+    for turn in once_per_prompt(turns):
+        key = turn.conversation_id if packing else turn.turn_id
+        groups.setdefault(key, []).append(response_row(turn, prompts, chat, max_length))
+    return list(groups.values())
+
+
+def _write(path: Path, finished: Try) -> None:
+    beside = path.with_suffix(".tmp")
+    with beside.open("w", encoding="utf-8") as stream:
+        json.dump(asdict(finished), stream, allow_nan=False)
+        stream.flush()
+        os.fsync(stream.fileno())
+    beside.rename(path)
+
+
+def _read(path: Path) -> Try:
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    points = tuple(TrainingPoint(**p) for p in raw["points"])
+    return Try(raw["learning_rate"], points, TrainingPoint(**raw["best"]), raw["kept"], raw["figures"])

@@ -2,98 +2,158 @@
 
 from __future__ import annotations
 
-import tempfile
+import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
-from act_assets.profile import Optimisation
-from act_assets.training.history import History, TrainingPoint, history_callback, quieten
+from act_assets.profile import Compute, Optimisation
+from act_assets.seeds import derive_seed
+from act_assets.training.board import Board, point_scalars
+from act_assets.training.history import History, TrainingPoint
+from act_assets.training.packing import Batch, PackedRow, TokenRow, rows_of
+from act_assets.training.policy import save_model
+from act_assets.training.run_folder import RunFolder
+from act_assets.training.scoring import sizes, token_log_probs
+from act_assets.training.update import PassLoss, Updater
 
-
-@dataclass(frozen=True, slots=True)
-class TokenRow:
-    """A sequence and, per token, whether it carries loss."""
-
-    token_ids: tuple[int, ...]
-    loss_mask: tuple[int, ...]
-
-
-def fit(
-    model: Any,
-    pad_id: int,
-    rows: Sequence[TokenRow],
-    validation: Sequence[TokenRow],
-    settings: Optimisation,
-    seed: int,
-    history: History,
-    *,
-    mixed_precision: bool = False,
-    on_validation: Callable[[TrainingPoint], None] = lambda point: None,
-) -> Any:
-    """Trains `model` in place on the masked tokens (AdamW, linear decay); returns it. Writes no checkpoint."""
+if TYPE_CHECKING:
     import torch
-    from transformers import Trainer, TrainingArguments
 
-    from datasets import Dataset
+    from act_assets.training.meter import Meter
 
-    everything = [*rows, *validation]
 
-    def collate(batch: list[dict[str, int]]) -> dict[str, torch.Tensor]:
-        chosen = [everything[row["index"]] for row in batch]
-        width = max(len(r.token_ids) for r in chosen)
-        ids = torch.full((len(chosen), width), pad_id, dtype=torch.long)
-        labels = torch.full((len(chosen), width), -100, dtype=torch.long)
-        mask = torch.zeros((len(chosen), width), dtype=torch.long)
-        for i, row in enumerate(chosen):
-            tokens, length = torch.tensor(row.token_ids), len(row.token_ids)
-            ids[i, :length], mask[i, :length] = tokens, 1
-            labels[i, :length] = tokens.masked_fill(torch.tensor(row.loss_mask) == 0, -100)
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+class Supervised:
+    """Trains a model on the masked tokens (AdamW, linear decay), a validation after every epoch.
 
-    with tempfile.TemporaryDirectory(prefix="act-trainer-") as scratch:
-        trainer = Trainer(
-            model=model,
-            args=TrainingArguments(
-                output_dir=scratch, **trainer_arguments(settings, seed, mixed_precision=mixed_precision)
-            ),
-            data_collator=collate,
-            train_dataset=Dataset.from_dict({"index": list(range(len(rows)))}),
-            eval_dataset=Dataset.from_dict({"index": list(range(len(rows), len(everything)))}),
-            callbacks=[history_callback(history, on_validation)],
+    `groups` are rows that begin alike, such as the turns of a conversation: they are drawn together, and what those of
+    one batch share is computed once. `batch_size` counts rows.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        pad_id: int,
+        groups: Sequence[Sequence[TokenRow]],
+        validation: Sequence[Sequence[TokenRow]],
+        settings: Optimisation,
+        compute: Compute,
+        seed: int,
+        history: History,
+        *,
+        learning_rate: float | None = None,
+        mixed_precision: bool = False,
+    ) -> None:
+        self.groups, self.validation, self.settings, self.seed = groups, validation, settings, seed
+        self.pad_id, self.history = pad_id, history
+        self.epoch_steps = len(self.batches(1))
+        history.total_steps = settings.epochs * self.epoch_steps
+        self.updater = Updater(
+            model,
+            settings,
+            compute,
+            history.total_steps,
+            seed,
+            history.where,
+            learning_rate=learning_rate,
+            mixed_precision=mixed_precision,
         )
-        quieten(trainer)
-        trainer.train()
-    return trainer.accelerator.unwrap_model(trainer.model)
 
+    def batches(self, epoch: int) -> list[list[tuple[int, int]]]:
+        """An epoch's batches of (group, place in it): every row once, groups in an order drawn for the epoch."""
+        order = list(range(len(self.groups)))
+        random.Random(derive_seed(self.seed, "order", epoch)).shuffle(order)
+        rows = [(g, i) for g in order for i in range(len(self.groups[g]))]
+        size = self.settings.batch_size
+        return [rows[i : i + size] for i in range(0, len(rows), size)]
 
-def trainer_arguments(settings: Optimisation, seed: int, *, mixed_precision: bool) -> dict[str, Any]:
-    """What SFT and ACT share of the trainer's arguments. Nothing is saved or reported by the trainer itself:
-    its checkpoints are pickles, and what is kept is ours to decide."""
-    import torch
+    def run(
+        self,
+        folder: RunFolder | None,
+        meter: Meter,
+        board: Board,
+        on_validation: Callable[[TrainingPoint], dict[str, Any]] = lambda point: {},
+        restore: Callable[[dict[str, Any]], None] = lambda record: None,
+    ) -> None:
+        """All epochs, from where a run before this one was cut short. `on_validation` gives what the state has to
+        hold of the caller, `restore` takes it back."""
+        kept: dict[str, Any] = {}
+        saved = folder.resume(self.updater) if folder else None
+        if saved:
+            for figures in saved.record["points"]:
+                self.history.points.append(TrainingPoint(**figures))
+                board.scalars(figures["step"], point_scalars(self.history.points[-1]))
+            meter.restore(saved.record["meter"])
+            kept = dict(saved.record["kept"])
+            restore(kept)
 
-    return dict(
-        num_train_epochs=settings.epochs,
-        learning_rate=settings.learning_rate,
-        per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=settings.batch_size,
-        weight_decay=settings.weight_decay,
-        warmup_steps=settings.warm_up_ratio,
-        max_grad_norm=settings.max_grad_norm,
-        gradient_checkpointing=settings.gradient_checkpointing,
-        lr_scheduler_type="linear",
-        optim="adamw_torch",
-        bf16=mixed_precision,
-        use_cpu=not torch.cuda.is_available(),
-        seed=seed % 2**31,
-        data_seed=seed % 2**31,
-        eval_strategy="epoch",
-        save_strategy="no",
-        logging_strategy="steps",
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
-    )
+        def save() -> None:
+            if folder:
+                with meter.phase("save"):
+                    points = [asdict(p) for p in self.history.points]
+                    record = {"points": points, "meter": meter.snapshot(), "kept": kept}
+                    folder.save(self.updater, record)
+
+        for epoch in range(1, self.settings.epochs + 1):
+            start = (epoch - 1) * self.epoch_steps
+            if self.updater.step_count >= start + self.epoch_steps:
+                continue
+            for k, batch in enumerate(self.batches(epoch)):
+                if start + k < self.updater.step_count:
+                    continue
+                self._update(batch, epoch - 1 + (k + 1) / self.epoch_steps, meter, board)
+                if folder and k < self.epoch_steps - 1 and self.updater.step_count % folder.every == 0:
+                    save()
+            with meter.phase("validate"):
+                point = self.validate(epoch)
+            board.scalars(point.step, point_scalars(point))
+            with meter.phase("save"):
+                kept = on_validation(point)
+            save()
+            if folder and self.updater.is_main and kept:
+                folder.forget_others(kept["name"])
+
+    def _update(self, batch: Sequence[tuple[int, int]], epoch: float, meter: Meter, board: Board) -> None:
+        members: dict[int, list[TokenRow]] = {}
+        for g, i in batch:
+            members.setdefault(g, []).append(self.groups[g][i])
+        rows = [rows_of(of, share=True) for of in members.values()]
+        with meter.phase("update"):
+            done = self.updater.step(sizes(rows), self.loss(rows))
+        tokens = sum(len(row.token_ids) for of in rows for row in of)
+        meter.count(turns=len(batch), trained_tokens=tokens)
+        point = TrainingPoint(
+            done.step,
+            round(epoch, 4),
+            "train",
+            done.loss,
+            gradient_norm=done.gradient_norm,
+            learning_rate=done.learning_rate,
+        )
+        self.history.point(point)
+        board.scalars(done.step, {**point_scalars(point), **meter.rates()})
+
+    def validate(self, epoch: int) -> TrainingPoint:
+        """The loss per token on the validation rows."""
+        rows = [rows_of(group, share=True) for group in self.validation]
+        sums = self.updater.evaluate(sizes(rows), self.loss(rows))
+        point = TrainingPoint(self.updater.step_count, float(epoch), "validation", sums["loss"])
+        self.history.point(point)
+        return point
+
+    def loss(self, rows: Sequence[Sequence[PackedRow]]) -> PassLoss:
+        """The cross-entropy per token that carries loss, over all of `rows`, for those of a pass."""
+        count = sum(sum(s.loss_mask) for of in rows for row in of for s in row.sequences)
+
+        def part(chosen: Sequence[int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            batch = Batch.of([row for i in chosen for row in rows[i]], self.pad_id, self.updater.device)
+            return -token_log_probs(self.updater.model, batch).sum() / count, {}
+
+        return part
+
+    def save_model(self, tokenizer: Any, folder: RunFolder, epoch: int) -> str:
+        """Keeps the model as it is now; gives its name. Every process has to call it."""
+        weights = self.updater.weights()
+        if not self.updater.is_main:
+            return f"kept-{epoch:02d}"
+        return folder.keep(epoch, lambda to: save_model(self.updater.policy, tokenizer, to, weights))

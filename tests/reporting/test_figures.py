@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -65,6 +66,7 @@ def rollout(epoch: int, verdict: str) -> Rollout:
         chosen="1",
         rejected="2",
         sampled_tokens=2,
+        version=0,
     )
 
 
@@ -132,6 +134,19 @@ def test_reward_panels_appear_only_with_rewards() -> None:
 
     assert vertical_axes(training_curves(history(False), "x")) == 0
     assert vertical_axes(training_curves(history(True), "x")) == 1
+
+
+def test_kl_gets_a_panel_of_its_own_where_it_was_measured() -> None:
+    points = [replace(p, kl=p.step / 10) if p.split == "train" else p for p in history(True)]
+    with_kl, without = training_curves(points, "x"), training_curves(history(True), "x")
+    assert pixels(with_kl).shape[0] > pixels(without).shape[0]
+    assert pixels(with_kl).shape[1] == 900
+    flat = training_curves([replace(p, kl=p.kl and 1.0) for p in points], "x")
+    assert flat != with_kl, "the values are drawn"
+
+
+def test_reward_panels_are_as_they_were_without_kl() -> None:
+    assert pixels(training_curves(history(True), "x")).shape == pixels(training_curves(history(False), "x")).shape
 
 
 def test_every_verdict_has_a_colour_of_its_own() -> None:

@@ -118,7 +118,7 @@ def checkpoint(method: str) -> Callable[[Path], dict[str, Any]]:
             (folder / "rollouts").mkdir()
             for epoch, verdicts in {1: ["good_outcome", "wrong_action"], 2: ["good_outcome"]}.items():
                 rows = [
-                    Rollout(epoch, 0, "c", "t", "ANSWER", "ANSWER", "settled", "", "1", 1.0, v, "winner", "1", "2", 3)
+                    Rollout(epoch, 0, 0, "c", "t", *["ANSWER"] * 2, "settled", "", "1", 1.0, v, "winner", "1", "2", 3)
                     for v in verdicts
                 ]
                 write_rows(folder / "rollouts" / f"epoch-{epoch:02d}.parquet", rows, Rollout)

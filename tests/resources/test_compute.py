@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -10,14 +11,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+from act_assets.devices import Device
 from act_assets.errors import TrainingError
+from act_assets.profile import Compute
 from resources import compute
 from resources.llm.service import CallSettings
+
+ALONE = Compute()
 
 # A group leader that starts a grandchild; the grandchild shrugs off SIGTERM. Both write their pid when they are up.
 FAMILY = """
@@ -98,19 +105,19 @@ def job(tmp_path: Path) -> Path:
 
 def training_is(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     """Puts a Python program in the place of the training program; its argument is the job."""
-    monkeypatch.setattr(compute, "training_command", lambda job: [sys.executable, "-c", code, str(job)])
+    monkeypatch.setattr(compute, "training_command", lambda compute, job, port: [sys.executable, "-c", code, str(job)])
 
 
 def test_a_job_that_ends_well_raises_nothing(monkeypatch: pytest.MonkeyPatch, job: Path) -> None:
     training_is(monkeypatch, "")
-    compute.launch_locally(job)
+    compute.launch(ALONE, job)
 
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGSEGV"])
 def test_a_killed_job_is_an_error_that_names_the_signal(monkeypatch: pytest.MonkeyPatch, job: Path, name: str) -> None:
     training_is(monkeypatch, f"import os, signal; os.kill(os.getpid(), signal.{name})")
     with pytest.raises(TrainingError, match=name) as caught:
-        compute.launch_locally(job)
+        compute.launch(ALONE, job)
     assert caught.value.where == str(job)
     assert "run again" in caught.value.todo
 
@@ -118,7 +125,7 @@ def test_a_killed_job_is_an_error_that_names_the_signal(monkeypatch: pytest.Monk
 def test_a_job_that_says_nothing_is_an_error_with_its_exit_code(monkeypatch: pytest.MonkeyPatch, job: Path) -> None:
     training_is(monkeypatch, "raise SystemExit(7)")
     with pytest.raises(TrainingError, match="ended with exit code 7"):
-        compute.launch_locally(job)
+        compute.launch(ALONE, job)
 
 
 def test_a_job_runs_with_the_environment_given_in_a_group_of_its_own(
@@ -128,7 +135,7 @@ def test_a_job_runs_with_the_environment_given_in_a_group_of_its_own(
     say = "{**os.environ, 'leads': str(os.getpgrp() == os.getpid())}"
     training_is(monkeypatch, f"import json, os, sys; json.dump({say}, open(sys.argv[1], 'w'))")
     monkeypatch.setenv("INHERITED", "yes")
-    compute.launch_locally(job, {"GIVEN": "too"})
+    compute.launch(ALONE, job, {"GIVEN": "too"})
     seen = json.loads(job.read_text())
     assert (seen["INHERITED"], seen["GIVEN"], seen["leads"]) == ("yes", "too", "True")
     assert seen[compute.LAUNCHED] == str(os.getpid())
@@ -155,11 +162,12 @@ def test_the_training_programs_own_message_is_passed_on(
                 "prompts_dir": "",
                 "calls": CallSettings(tmp_path / "memo").to_json(),
                 "folder": str(tmp_path),
+                "work": str(tmp_path / "work"),
             }
         )
     )
     with pytest.raises(TrainingError, match=r"cannot read \w+\.parquet") as caught:
-        compute.launch_locally(job)
+        compute.launch(ALONE, job)
     assert f"where: {missing}" in str(caught.value)
     assert "to do: delete the artifact's folder" in str(caught.value)
     assert "exit code" not in str(caught.value)
@@ -168,12 +176,20 @@ def test_the_training_programs_own_message_is_passed_on(
 
 FAMILY_THAT_ENDS_WITH_ITS_PARENT = f"""
 import os, sys
-from act_assets.training.__main__ import end_with_parent
+from resources.compute import LAUNCHED, end_with_launcher
 if len(sys.argv) == 2:
-    end_with_parent(os.getppid(), 0.05)
+    os.environ[LAUNCHED] = str(os.getppid())
+    end_with_launcher(0.05)
 {FAMILY}"""
 RUN = "import sys; from resources.compute import run_process_group; run_process_group(sys.argv[1:], {})"
-LAUNCH = "import pathlib, sys; from resources.compute import launch_locally; launch_locally(pathlib.Path(sys.argv[1]))"
+LAUNCH = """
+import json, pathlib, sys
+from act_assets.profile import Compute
+from resources import compute
+if len(sys.argv) > 3:
+    compute.PROGRAM = (sys.argv[3],)
+compute.launch(Compute(**json.loads(sys.argv[2])), pathlib.Path(sys.argv[1]))
+"""
 
 
 def test_a_whole_process_group_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
@@ -192,7 +208,7 @@ def test_a_training_process_ends_when_its_parent_is_killed(tmp_path: Path) -> No
     """The real program, kept busy by a job file that is a pipe with nothing in it yet."""
     pipe = tmp_path / "job.json"
     os.mkfifo(pipe)
-    parent = subprocess.Popen([sys.executable, "-c", LAUNCH, str(pipe)])
+    parent = subprocess.Popen([sys.executable, "-c", LAUNCH, str(pipe), "{}"])
 
     def reads_the_job() -> bool:
         try:
@@ -211,3 +227,192 @@ def test_a_training_process_ends_when_its_parent_is_killed(tmp_path: Path) -> No
         parent.kill()
         parent.wait()
     assert eventually(lambda: not alive(training.pid), within_s=5)
+
+
+def test_the_waiting_thread_ticks_while_the_job_runs(monkeypatch: pytest.MonkeyPatch, job: Path) -> None:
+    training_is(monkeypatch, "import time; time.sleep(0.5)")
+    monkeypatch.setattr(compute, "TICK_S", 0.05)
+    ticks: list[str] = []
+    compute.launch(ALONE, job, on_tick=lambda: ticks.append(threading.current_thread().name))
+    assert len(ticks) > 2
+    assert set(ticks) == {threading.current_thread().name}
+
+
+def test_an_error_of_the_tick_ends_the_job(monkeypatch: pytest.MonkeyPatch, job: Path) -> None:
+    def tick() -> None:
+        raise Interrupted
+
+    monkeypatch.setattr(compute, "TICK_S", 0.05)
+    job.parent.mkdir()
+    training_is(monkeypatch, "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)")
+    with pytest.raises(Interrupted):
+        compute.launch(ALONE, job, on_tick=lambda: tick() if job.is_file() and job.read_text() else None)
+    assert not alive(int(job.read_text()))
+
+
+def test_the_message_of_the_rank_that_failed_first_is_passed_on(monkeypatch: pytest.MonkeyPatch, job: Path) -> None:
+    job.parent.mkdir()
+    (job.parent / "error.txt").write_text("left by an earlier attempt")
+    training_is(
+        monkeypatch,
+        "import pathlib, sys, time; logs = pathlib.Path(sys.argv[1]).parent\n"
+        "assert not (logs / 'error.txt').exists()\n"
+        "(logs / 'error-rank-1.txt').write_text('out of memory'); time.sleep(0.05)\n"
+        "(logs / 'error.txt').write_text('connection closed by peer'); sys.exit(1)",
+    )
+    with pytest.raises(TrainingError, match=r"^out of memory$"):
+        compute.launch(ALONE, job)
+
+
+def test_one_process_sees_one_gpu_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(compute, "visible_devices", lambda: [])
+    assert compute.launch_environment(ALONE, 1) == {"CUDA_VISIBLE_DEVICES": "0", "DS_ACCELERATOR": "cpu"}
+    monkeypatch.setattr(compute, "visible_devices", lambda: [object()] * 2)
+    assert compute.launch_environment(ALONE, 1) == {"CUDA_VISIBLE_DEVICES": "0"}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    assert compute.launch_environment(ALONE, 1) == {}
+
+
+@pytest.mark.parametrize(("gpus", "on_cpu"), [(0, True), (1, True), (2, False), (8, False)])
+def test_several_processes_use_gpus_where_each_has_one(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, on_cpu: bool
+) -> None:
+    monkeypatch.setattr(compute, "visible_devices", lambda: [Device("A100", 80 * 10**9)] * gpus)
+    environment = compute.launch_environment(several("zero2"), 1)
+    assert (environment.get("CUDA_VISIBLE_DEVICES") == "") == on_cpu
+    assert ("DS_ACCELERATOR" in environment) == on_cpu
+    assert environment["NCCL_SOCKET_IFNAME"] == environment["GLOO_SOCKET_IFNAME"] == "lo"
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3", "fsdp"])
+def test_a_strategy_has_its_shipped_configuration(strategy: str) -> None:
+    command = compute.training_command(several(strategy), Path("job.json"), 12345)
+    named = dict(itertools.pairwise(command))
+    assert Path(named["--config_file"]).name == f"{strategy}.yaml"
+    assert Path(named["--config_file"]).is_file()
+    assert ("--deepspeed_config_file" in named) == strategy.startswith("zero")
+    assert (named["--num_processes"], named["--main_process_port"]) == ("2", "12345")
+    assert command[-3:] == ["-m", "act_assets.training", "job.json"]
+
+
+def test_what_the_base_policy_takes_is_done_by_one_process(monkeypatch: pytest.MonkeyPatch, job: Path) -> None:
+    job.parent.mkdir()
+    job.write_text(json.dumps({"stage": "base_policy"}))
+    asked: list[Compute] = []
+    monkeypatch.setattr(compute, "training_command", lambda c, job, port: asked.append(c) or ["true"])
+    compute.launch(several("zero3"), job)
+    job.write_text(json.dumps({"stage": "sft_checkpoint"}))
+    compute.launch(several("zero3"), job)
+    assert [c.processes for c in asked] == [1, 2]
+
+
+def several(strategy: str) -> Compute:
+    return Compute(launcher="accelerate", strategy=strategy, processes=2)  # type: ignore[arg-type]
+
+
+RANKS = """
+import json, os, pathlib, sys
+from resources.compute import end_with_launcher, join_processes
+end_with_launcher(0.05)
+join_processes()
+import psutil, torch
+from accelerate import Accelerator
+from transformers import LlamaConfig, LlamaForCausalLM
+accelerator = Accelerator()
+torch.manual_seed(0)
+sizes = dict(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
+model = LlamaForCausalLM(LlamaConfig(**sizes, num_key_value_heads=2))
+model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=1e-2))
+ids = torch.arange(16).view(2, 8) + accelerator.process_index
+losses = []
+for _ in range(3):
+    loss = model(input_ids=ids, labels=ids).loss
+    accelerator.backward(loss)
+    accelerator.clip_grad_norm_(model.parameters(), 1.0)  # what DeepSpeed does anyway where nothing else is said
+    optimizer.step()
+    optimizer.zero_grad()
+    losses.append(accelerator.gather(loss.detach().reshape(1)).mean().item())
+family = [psutil.Process(), psutil.Process().parent()]
+listening = [c.laddr.ip for p in family for c in p.net_connections() if c.status == psutil.CONN_LISTEN]
+job = pathlib.Path(sys.argv[1])
+seen = dict(processes=accelerator.num_processes, kind=accelerator.distributed_type.value, losses=losses)
+(job.parent / f"{accelerator.process_index}.json").write_text(json.dumps({**seen, "listening": listening}))
+accelerator.end_training()
+"""
+
+
+def trained_by(strategy: str, monkeypatch: pytest.MonkeyPatch, job: Path) -> list[dict[str, Any]]:
+    """What two ranks of RANKS say."""
+    job.parent.mkdir(exist_ok=True)
+    script = job.parent / "ranks.py"
+    script.write_text(RANKS)
+    monkeypatch.setattr(compute, "PROGRAM", (str(script),))
+    monkeypatch.setenv("PYTHONPATH", str(compute.PROJECT))
+    compute.launch(several(strategy), job)
+    return [json.loads((job.parent / f"{rank}.json").read_text()) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "kind"),
+    [
+        ("ddp", "MULTI_CPU"),
+        pytest.param("fsdp", "FSDP", marks=pytest.mark.end_to_end),
+        pytest.param("zero2", "DEEPSPEED", marks=pytest.mark.end_to_end),
+        pytest.param("zero3", "DEEPSPEED", marks=pytest.mark.end_to_end),
+    ],
+)
+def test_two_ranks_train_together_and_listen_on_the_loopback_interface_alone(
+    monkeypatch: pytest.MonkeyPatch, job: Path, strategy: str, kind: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if kind == "DEEPSPEED" and find_spec("deepspeed") is None:
+        pytest.skip("deepspeed is not installed")
+    seen = trained_by(strategy, monkeypatch, job)
+    assert [(s["processes"], s["kind"]) for s in seen] == [(2, kind)] * 2
+    assert seen[0]["losses"] == pytest.approx([4.14714, 3.64812, 3.42802], abs=1e-4)
+    assert {address for s in seen for address in s["listening"]} <= {"127.0.0.1"}
+    assert capfd.readouterr().out == "", "what ranks print goes to launcher.txt"
+
+
+WAITING = """
+import os, pathlib, sys, time
+from resources.compute import end_with_launcher
+end_with_launcher(0.05)
+folder, rank = pathlib.Path(sys.argv[1]).parent, os.environ["RANK"]
+for name, pid in ((rank, os.getpid()), ("agent", os.getppid())):
+    (folder / f"{name}.part{rank}").write_text(str(pid))
+    (folder / f"{name}.part{rank}").rename(folder / f"{name}.pid")
+while not all((folder / f"{r}.pid").exists() for r in "01"): time.sleep(0.01)
+FAILS
+time.sleep(60)
+"""
+
+
+def test_all_ranks_end_when_one_fails_and_its_message_is_passed_on(monkeypatch: pytest.MonkeyPatch, job: Path) -> None:
+    job.parent.mkdir()
+    script = job.parent / "ranks.py"
+    fails = "if rank == '1': (folder / 'error-rank-1.txt').write_text('rank 1 is full'); sys.exit(1)"
+    script.write_text(WAITING.replace("FAILS", fails))
+    monkeypatch.setattr(compute, "PROGRAM", (str(script),))
+    monkeypatch.setenv("PYTHONPATH", str(compute.PROJECT))
+    with pytest.raises(TrainingError, match=r"^rank 1 is full$"):
+        compute.launch(several("ddp"), job)
+    assert len(family(job.parent)) == 3
+    assert not any(map(alive, family(job.parent)))
+
+
+def test_all_ranks_end_when_the_launching_process_is_killed(monkeypatch: pytest.MonkeyPatch, job: Path) -> None:
+    """The ranks lead process groups of their own, so that nobody ends them by the launcher's."""
+    job.parent.mkdir()
+    script = job.parent / "ranks.py"
+    script.write_text(WAITING.replace("FAILS", ""))
+    monkeypatch.setenv("PYTHONPATH", str(compute.PROJECT))
+    how = several("ddp").model_dump_json()
+    parent = subprocess.Popen([sys.executable, "-c", LAUNCH, str(job), how, str(script)])
+    try:
+        assert eventually(lambda: len(family(job.parent)) == 3, within_s=60)
+        assert len({os.getpgid(pid) for pid in family(job.parent)}) == 3
+    finally:
+        parent.kill()
+        parent.wait()
+    assert eventually(lambda: not any(map(alive, family(job.parent))), within_s=5)

@@ -1,4 +1,4 @@
-"""Algorithm 2: what becomes the winner and the loser, which tokens carry loss, and TRL's loss on them."""
+"""Algorithm 2: what becomes the winner and the loser, which tokens carry loss, and a whole training."""
 
 from __future__ import annotations
 
@@ -24,19 +24,17 @@ from act_assets.training.act import (
     Pair,
     Rollout,
     SelfTraining,
-    collate_pairs,
-    gold_completion,
     initial_pair,
     judge_rollout,
-    make_trainer,
     outcome_heuristics,
-    train_act,
     trajectory_completion,
 )
+from act_assets.training.act_training import train_act
 from act_assets.training.base_policy import build_model
 from act_assets.training.chat import ChatFormat
+from act_assets.training.packing import Batch, rows_of
 from act_assets.training.policy import PromptEncoder, save_model
-from act_assets.training.supervised import trainer_arguments
+from act_assets.training.scoring import ReferenceScores, dpo_terms, sequence_log_probs, text_key
 from resources.llm.base import LLMFailure
 from resources.llm.client import LLM
 
@@ -214,7 +212,8 @@ def test_every_reading_is_rolled_out_with_its_own_user(
         tiny_profile.act,
         0,
     )
-    updated, rollouts = training(pairs, 1, 7)
+    sampled = training(pairs, 1, [7] * len(pairs), 7)
+    rollouts, updated = [s.rollout for s in sampled], [s.applied(p) for s, p in zip(sampled, pairs, strict=True)]
     assert [r.outcome for r in rollouts] == [t.goal.text for t in turns]
     assert [(r.turn_id, r.verdict, r.heuristic) for r in rollouts] == [(t.turn_id, "good_outcome", 1.0) for t in turns]
     assert [p.rejected for p in updated] == [p.rejected for p in pairs]
@@ -245,7 +244,7 @@ def test_a_silent_simulator_ends_the_training_instead_of_spoiling_it(
         0,
     )
     with pytest.raises(RoleError, match=f"simulated user: {len(clarify)} of {len(clarify)}"):
-        training(clarify, 1, 7)
+        training(clarify, 1, [7] * len(clarify), 7)
 
 
 # --- which tokens carry loss ---
@@ -274,12 +273,11 @@ def test_an_end_of_turn_that_was_not_sampled_carries_no_loss(chat: ChatFormat) -
 
 def test_every_pair_keeps_all_its_response_tokens(pairs: list[Pair], chat: ChatFormat) -> None:
     """In the published code a fifth of the examples keep no response token, and so no gradient."""
-    batch = collate_pairs(pairs, chat.pad_id)
-    lengths = [len(p.chosen.token_ids) for p in pairs] + [len(p.rejected.token_ids) for p in pairs]
-    assert batch["completion_mask"].sum(1).tolist() == lengths
-    for i, pair in enumerate(pairs):
-        row = batch["input_ids"][i][batch["completion_mask"][i].bool()].tolist()
-        assert row == chat.response_ids(pair.turn.response.text)
+    for pair in pairs:
+        for row, text in zip(pair.rows, (pair.chosen.text, pair.rejected.text), strict=True):
+            kept = [i for i, carries in zip(row.token_ids, row.loss_mask, strict=True) if carries]
+            assert kept == chat.response_ids(text)
+            assert row.token_ids[: len(pair.prompt_ids)] == pair.prompt_ids
 
 
 def test_what_does_not_fit_is_an_error_that_names_the_turn(
@@ -301,65 +299,69 @@ def _log_prob(model: Any, prompt: Sequence[int], ids: Sequence[int], mask: Seque
     return float((chosen * torch.tensor(mask)).sum())
 
 
-def _trainer(
-    model: Any, ref: Any, chat: ChatFormat, pairs: Sequence[Pair], profile: Profile, folder: Path, update: Any = None
-) -> Any:
-    arguments = trainer_arguments(profile.act, 0, mixed_precision=False) | {
-        "max_steps": 3,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-3,
-    }
-    return make_trainer(model, ref, chat, pairs, pairs[:4], update, 0.1, arguments, str(folder))
-
-
 def test_the_loss_is_equation_1_on_the_updated_pair_with_user_tokens_left_out(
-    pacific: Task, chat: ChatFormat, model: Any, pairs: list[Pair], tiny_profile: Profile, tmp_path: Path
+    pacific: Task, chat: ChatFormat, model: Any, pairs: list[Pair], tiny_profile: Profile
 ) -> None:
     pair = _pair(pairs, "CLARIFY")
     ask, reply = _said(chat, "Which one?", "CLARIFY"), Utterance("user", "the first one", "")
     new, _, _ = _judged(pair, pacific, chat, ask, reply, _said(chat, pair.turn.goal.text, "ANSWER"))
-    policy, ref = (
-        copy.deepcopy(model),
-        build_model(tiny_profile.policy.scratch, len(chat.tokenizer), 1280, chat, seed=2),
-    )  # type: ignore[arg-type]
-    trainer = _trainer(policy, copy.deepcopy(ref), chat, [new] * 4, tiny_profile, tmp_path)
-    trainer.model.eval()
+    assert 0 in new.chosen.loss_mask
+    assert tiny_profile.policy.scratch is not None
+    other = build_model(tiny_profile.policy.scratch, len(chat.tokenizer), 1280, chat, seed=2).eval()
+    policy = copy.deepcopy(model).eval()
+    batch = Batch.of(rows_of(new.rows, share=True), chat.pad_id)
+    reference = torch.tensor(ReferenceScores(other, chat.pad_id, "cpu")([new.rows]))
     with torch.no_grad():
-        loss = float(trainer.compute_loss(trainer.model, trainer._prepare_inputs({"index": torch.tensor([0])})))
+        loss = float(dpo_terms(sequence_log_probs(policy, batch), reference, 0.1).loss)
     ratio = {
-        side: _log_prob(model, new.prompt_ids, c.token_ids, c.loss_mask)
-        - _log_prob(ref, new.prompt_ids, c.token_ids, c.loss_mask)
+        side: _log_prob(policy, new.prompt_ids, c.token_ids, c.loss_mask)
+        - _log_prob(other, new.prompt_ids, c.token_ids, c.loss_mask)
         for side, c in (("chosen", new.chosen), ("rejected", new.rejected))
     }
     expected = -math.log(1 / (1 + math.exp(-0.1 * (ratio["chosen"] - ratio["rejected"]))))
     assert loss == pytest.approx(expected, abs=1e-5)
 
 
-def test_policy_and_reference_score_the_same_token_ids_of_one_rollout(
-    chat: ChatFormat, model: Any, pairs: list[Pair], tiny_profile: Profile, tmp_path: Path
+def test_policy_and_reference_score_the_same_token_ids_and_the_reference_stays(
+    pacific: Task,
+    few_turns: list[TurnState],
+    preference_pairs: list[PreferencePair],
+    model: Any,
+    chat: ChatFormat,
+    tiny_profile: Profile,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In the published code the reference simulates a trajectory of its own."""
-    scored: dict[str, list[torch.Tensor]] = {"policy": [], "reference": []}
-    calls: list[int] = []
+    by_policy: list[list[str]] = []
+    by_reference: set[str] = set()
+    references: list[Any] = []
 
-    def update(batch: Sequence[Pair], epoch: int, step: int) -> Sequence[Pair]:
-        calls.append(step)
-        return [replace(p, rejected=gold_completion(f"rollout {step} {i}", chat)) for i, p in enumerate(batch)]
+    class Noting(ReferenceScores):
+        def __init__(self, model: Any, *arguments: Any, **options: Any) -> None:
+            super().__init__(model, *arguments, **options)
+            references.append((model, [p.clone() for p in model.parameters()]))
 
-    trainer = _trainer(copy.deepcopy(model), copy.deepcopy(model), chat, pairs, tiny_profile, tmp_path, update)
-    for name, part in (("policy", trainer.model), ("reference", trainer.ref_model)):
-        part.register_forward_pre_hook(
-            lambda module, args, kwargs, name=name: scored[name].append(kwargs["input_ids"].clone()), with_kwargs=True
-        )
-    frozen = [p.clone() for p in trainer.ref_model.parameters()]
-    before = [p.clone() for p in trainer.model.parameters()]
-    trainer.train()
-    assert calls == [0, 1, 2], "one rollout a step, none in validation"
-    assert len(scored["policy"]) == len(scored["reference"]) > 3
-    assert all(torch.equal(a, b) for a, b in zip(scored["policy"], scored["reference"], strict=True))
-    assert "rollout 0 0" in chat.tokenizer.decode(scored["policy"][0][4])
-    assert all(torch.equal(a, b) for a, b in zip(frozen, trainer.ref_model.parameters(), strict=True))
-    assert not all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+        def __call__(self, groups: Any) -> list[float]:
+            by_reference.update(text_key(row) for group in groups for row in group)
+            return super().__call__(groups)
+
+    of = Batch.of
+
+    def noting_batch(rows: Any, *arguments: Any) -> Any:
+        by_policy.append([text_key(s) for row in rows for s in row.sequences])
+        return of(rows, *arguments)
+
+    monkeypatch.setattr("act_assets.training.act_training.ReferenceScores", Noting)
+    monkeypatch.setattr("act_assets.training.act_training.Batch.of", noting_batch)
+    _train(pacific, few_turns, preference_pairs, model, chat, tiny_profile, tmp_path / "run")
+    scored = {key for keys in by_policy for key in keys}
+    initial = len({c for p in preference_pairs for c in ((p.turn_id, p.chosen), (p.turn_id, p.rejected))})
+    assert scored == by_reference
+    assert len(scored) > initial, "trajectories among them"
+    ((reference, before),) = references
+    assert all(torch.equal(a, b) for a, b in zip(before, reference.parameters(), strict=True))
+    assert not any(p.requires_grad for p in reference.parameters())
 
 
 # --- the whole of it ---
@@ -393,6 +395,7 @@ def _train(
         profile,
         3,
         folder / "out",
+        folder / "work",
     )
 
 
@@ -411,21 +414,16 @@ def test_the_tasks_own_beta_is_used_where_the_profile_names_none(
     named: dict[str, float],
     beta: float,
 ) -> None:
-    class Stop(Exception):
-        pass
+    used: set[float] = set()
 
-    used: list[float] = []
+    def noting(log_probs: Any, reference: Any, beta: float) -> Any:
+        used.add(beta)
+        return dpo_terms(log_probs, reference, beta)
 
-    def stop(model, ref_model, chat, pairs, validation, update, beta, *rest):  # type: ignore[no-untyped-def]
-        used.append(beta)
-        raise Stop
-
-    monkeypatch.setattr("act_assets.training.act.make_trainer", stop)
-    act = tiny_profile.act.model_copy(update={"beta": named})
-    profile = tiny_profile.model_copy(update={"act": act})
-    with pytest.raises(Stop):
-        _train(replace(pacific, beta=0.5), few_turns, preference_pairs, model, chat, profile, tmp_path / "out")
-    assert used == [beta]
+    monkeypatch.setattr("act_assets.training.act_training.dpo_terms", noting)
+    profile = tiny_profile.model_copy(update={"act": tiny_profile.act.model_copy(update={"beta": named})})
+    _train(replace(pacific, beta=0.5), few_turns, preference_pairs, model, chat, profile, tmp_path / "out")
+    assert used == {beta}
 
 
 @pytest.fixture(scope="module")
@@ -444,7 +442,7 @@ def test_the_same_seed_gives_the_same_losses_weights_and_rollouts(
     tmp_path: Path,  # type: ignore[no-untyped-def]
 ) -> None:
     runs = [_train(pacific, few_turns, preference_pairs, model, chat, two_epochs, tmp_path / name) for name in "ab"]
-    assert runs[0] == runs[1]
+    assert runs[0][1] == runs[1][1]
     for name in ("model/model.safetensors", "rollouts/epoch-01.parquet", "rollouts/epoch-02.parquet"):
         assert (tmp_path / "a" / "out" / name).read_bytes() == (tmp_path / "b" / "out" / name).read_bytes()
     facts, points = runs[0]

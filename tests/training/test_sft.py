@@ -10,18 +10,38 @@ import pytest
 
 from act_assets.conversation import Conversation, TurnState
 from act_assets.errors import TrainingError
-from act_assets.profile import Profile
+from act_assets.profile import Compute, Profile
 from act_assets.tasks.base import Task
 from act_assets.training.act import gold_completion
 from act_assets.training.base_policy import build_model, make_base_policy
 from act_assets.training.chat import ChatFormat
+from act_assets.training.history import TrainingPoint
 from act_assets.training.policy import PromptEncoder, save_model
 from act_assets.training.sft import response_row, train_sft
+
+UNMEASURED = (
+    "turns",
+    "steps",
+    "kept_epoch",
+    "validation_loss",
+    "learning_rate",
+    "tried_learning_rates",
+    "loss_tokens_per_epoch",
+)
 
 
 @pytest.fixture(scope="module")
 def chat(tiny_tokenizer: Any) -> ChatFormat:
     return ChatFormat(tiny_tokenizer)
+
+
+def _train(
+    task: Task, turns: list[TurnState], validation: list[TurnState], base: Path, profile: Profile, folder: Path
+) -> tuple[dict[str, Any], list[TrainingPoint]]:
+    """Facts without what was measured, and points."""
+    work = folder.with_name(f"{folder.name}-work")
+    facts, points = train_sft(task, turns, validation, (str(base), None), profile, 0, folder, work)
+    return {k: v for k, v in facts.items() if k in UNMEASURED}, points
 
 
 def test_only_the_response_carries_loss_and_it_is_tokenised_as_in_act(
@@ -56,9 +76,7 @@ def test_the_same_seed_gives_the_same_bytes_and_the_best_epoch_is_kept(
     results = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        results.append(
-            train_sft(pacific, few_turns, few_turns[:5], (str(tmp_path / "base"), None), profile, 0, tmp_path / name)
-        )
+        results.append(_train(pacific, few_turns, few_turns[:5], tmp_path / "base", profile, tmp_path / name))
     assert results[0] == results[1]
     a, b = (tmp_path / name / "model" / "model.safetensors" for name in ("a", "b"))
     assert a.read_bytes() == b.read_bytes()
@@ -86,8 +104,7 @@ def test_a_prompt_with_several_readings_is_learnt_once(
         folder = tmp_path / str(number)
         folder.mkdir()
         turns = [*few_turns[:3], *readings[:number]]
-        base = (str(tmp_path / "base"), None)
-        results.append(train_sft(pacific, turns, turns, base, tiny_profile, 0, folder))
+        results.append(_train(pacific, turns, turns, tmp_path / "base", tiny_profile, folder))
     (facts, points), alone = results
     assert facts["turns"] == 4
     assert (facts, points) == alone, "one reading or three: the prompt and the response are the same"
@@ -129,7 +146,9 @@ def test_a_folder_as_base_policy_is_referred_to_and_its_files_are_recorded(
     save_model(build_model(scratch, len(chat.tokenizer), 1280, chat, seed=1), chat.tokenizer, tmp_path / "mine")
     settings = tiny_profile.policy.model_copy(update={"model": str(tmp_path / "mine"), "scratch": None})
     (tmp_path / "artifact").mkdir()
-    facts, points = make_base_policy(pacific, sample.train, settings, 0, tmp_path / "artifact")
+    facts, points = make_base_policy(
+        pacific, sample.train, settings, Compute(), 0, tmp_path / "artifact", tmp_path / "work"
+    )
     assert points == []
     assert base_policy_source(tmp_path / "artifact") == (str((tmp_path / "mine").resolve()), None)
     assert "model.safetensors" in (tmp_path / "artifact" / SOURCE).read_text()
@@ -151,9 +170,52 @@ def test_mixed_precision_trains_and_keeps_fp32_weights(
     profile = tiny_profile.model_copy(update={"policy": policy})
     save_model(build_model(scratch, len(chat.tokenizer), 1280, chat, seed=1), chat.tokenizer, tmp_path / "base")
     (tmp_path / "out").mkdir()
-    _, points = train_sft(
-        pacific, few_turns, few_turns[:4], (str(tmp_path / "base"), None), profile, 0, tmp_path / "out"
-    )
+    _, points = _train(pacific, few_turns, few_turns[:4], tmp_path / "base", profile, tmp_path / "out")
     weights = load_file(tmp_path / "out" / "model" / "model.safetensors")
     assert {str(w.dtype) for w in weights.values()} == {"torch.float32"}
     assert points
+
+
+def test_of_several_learning_rates_the_one_with_the_lowest_validation_loss_is_kept(
+    pacific: Task, few_turns: list[TurnState], chat: ChatFormat, tiny_profile: Profile, tmp_path: Path
+) -> None:
+    scratch = tiny_profile.policy.scratch
+    assert scratch is not None
+    save_model(build_model(scratch, len(chat.tokenizer), 1280, chat, seed=1), chat.tokenizer, tmp_path / "base")
+
+    def trained(name: str, *rates: float) -> tuple[dict[str, Any], bytes]:
+        changes = {"learning_rate": rates[0], "further_learning_rates": rates[1:], "epochs": 2, "batch_size": 4}
+        profile = tiny_profile.model_copy(update={"sft": tiny_profile.sft.model_copy(update=changes)})
+        (tmp_path / name).mkdir()
+        facts, _ = _train(pacific, few_turns, few_turns[:5], tmp_path / "base", profile, tmp_path / name)
+        return facts, (tmp_path / name / "model" / "model.safetensors").read_bytes()
+
+    several, weights = trained("several", 1e-6, 5e-3, 1e-5)
+    alone, expected = trained("alone", 5e-3)
+    assert several["learning_rate"] == 5e-3
+    assert [rate for rate, _ in several["tried_learning_rates"]] == [1e-6, 5e-3, 1e-5]
+    assert several["validation_loss"] == min(loss for _, loss in several["tried_learning_rates"])
+    assert (several["validation_loss"], weights) == (alone["validation_loss"], expected), "as if it were tried alone"
+
+
+def test_packing_the_turns_of_a_conversation_computes_less_and_changes_no_loss(
+    pacific: Task, few_turns: list[TurnState], chat: ChatFormat, tiny_profile: Profile
+) -> None:
+    from act_assets.training.packing import Batch, rows_of
+    from act_assets.training.scoring import sequence_log_probs
+    from act_assets.training.sft import groups_of
+
+    scratch = tiny_profile.policy.scratch
+    assert scratch is not None
+    model = build_model(scratch, len(chat.tokenizer), 1280, chat, seed=1).eval()
+    prompts = PromptEncoder(pacific, chat, 320)
+    scores, tokens = [], []
+    for packing in (True, False):
+        rows = [r for g in groups_of(few_turns, prompts, chat, 1280, packing=packing) for r in rows_of(g, share=True)]
+        batch = Batch.of(rows, chat.pad_id)
+        found = sequence_log_probs(model, batch).tolist()
+        texts = [s.token_ids for row in rows for s in row.sequences]
+        scores.append([score for _, score in sorted(zip(texts, found, strict=True))])
+        tokens.append(batch.tokens)
+    assert scores[0] == pytest.approx(scores[1], rel=1e-5)
+    assert tokens[0] < 0.8 * tokens[1]

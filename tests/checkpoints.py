@@ -1,0 +1,134 @@
+"""An ACT_HOME with checkpoints that are up to date, for tests that only read them: nothing in it was trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+from act_assets.evaluation import EvaluationReport, Metric, write_report
+from act_assets.pipeline import STAGES
+from act_assets.profile import ScratchModel
+from act_assets.stages import Stage, StageRun, run_stage
+from resources.artifacts import ArtifactStore
+from resources.configured import stage_run
+
+TINY = Path(__file__).resolve().parent / "tiny.yaml"
+DATA = ("raw_dataset", "ambiguous_requests", "conversations", "action_labels", "evaluation_intents", "train_subset")
+REST = ("validation_pairs", "base_policy", "intent_summaries", "contrastive_pairs", "sft_checkpoint", "act_checkpoint")
+REPORT = EvaluationReport(
+    method="act",
+    task="pacific",
+    train_size=50,
+    seed=0,
+    profile="tiny",
+    policy="/home/someone/weights",
+    simulator="embedded (embedded-rules-1)",
+    classifier="rule",
+    judge="DROP F1",
+    side="validation",
+    action_supervision="gold",
+    actions=("CLARIFY", "ANSWER"),
+    confusion=((1, 2), (3, 4)),
+    metrics=(
+        Metric("accuracy", 0.5, 10),
+        Metric("macro F1", 0.46286, 10, 0.4525, 0.4737),
+        Metric("trajectory official", 0.125, 10),
+        Metric("post-clarification official", None, 0),
+    ),
+    breakdown=(),
+    notes=("10 turns of 3 conversations",),
+)
+
+
+_filled: list[Path] = []
+
+
+def filled(folder: Callable[[], Path], tokenizer: Any) -> Path:
+    """The one ACT_HOME of this process; `folder` makes it where there is none yet. It is only to be read."""
+    if not _filled:
+        home = folder()
+        fill(home, tokenizer)
+        _filled.append(home)
+    return _filled[0]
+
+
+def settings(home: Path, train_size: int = 50, profile: Path = TINY) -> StageRun:
+    """A run of the tiny profile whose artifacts are in that ACT_HOME; ACT_HOME itself holds the rest."""
+    run = stage_run(str(profile), 0, "pacific", train_size, launch=untouched)
+    return replace(run, store=ArtifactStore(home / "artifacts", run.store.run))
+
+
+def untouched(job: Path) -> None:
+    raise AssertionError(f"nothing is to be trained: {job}")
+
+
+def fill(home: Path, tokenizer: Any) -> None:
+    """Data as the stages make them; policies with random weights; ACT's report is REPORT, SFT has none."""
+
+    def launch(job: Path) -> None:
+        write_policy(json.loads(job.read_text(encoding="utf-8")), tokenizer)
+
+    run = replace(settings(home), launch=launch)
+    for name in (*DATA, *REST):
+        run_stage(STAGES, name, run)
+    run_stage({**STAGES, "evaluation_act": reporting(STAGES["evaluation_act"])}, "evaluation_act", run)
+
+
+def write_policy(job: dict[str, Any], tokenizer: Any) -> None:
+    """What a training process leaves: `model/` with its seed from the stage's name, `adapter/` for ACT, and facts."""
+    import torch
+
+    from act_assets.training.base_policy import build_model
+    from act_assets.training.chat import ChatFormat
+    from act_assets.training.policy import save_model
+
+    folder, policy = Path(job["folder"]), job["profile"]["policy"]
+    scratch = ScratchModel.model_validate(policy["scratch"])
+    model = build_model(
+        scratch, len(tokenizer), policy["max_length"], ChatFormat(tokenizer), crc32(job["stage"].encode())
+    )
+    with torch.no_grad():  # with small weights and tied embeddings, every text would be its prompt's last token again
+        for parameter in model.model.layers.parameters():
+            parameter.mul_(20.0)
+    facts: dict[str, Any] = {"steps": 6, "version_torch": "2"}
+    if job["stage"] == "base_policy":
+        facts["parameters"] = sum(p.numel() for p in model.parameters())
+    if job["stage"] == "act_checkpoint":
+        facts |= {
+            "pairs": 355,
+            "kept_epoch": 1.0,
+            "reward_margin": -0.0846,
+            "winners_replaced": 3,
+            "losers_replaced": 352,
+        }
+        write_adapter(folder, model, tokenizer)
+    save_model(model, tokenizer, folder / "model")
+    (folder / "logs" / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+def write_adapter(folder: Path, model: Any, tokenizer: Any) -> None:
+    """A LoRA adapter of another model of the same shape, saved as peft saves it."""
+    import copy
+
+    from peft import LoraConfig, get_peft_model
+
+    wrapped = get_peft_model(copy.deepcopy(model), LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
+    wrapped.save_pretrained(folder / "adapter")
+    path = folder / "adapter" / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) | {"base_model_name_or_path": "/home/someone/sft/model"}
+    path.write_text(json.dumps(config), encoding="utf-8")
+    tokenizer.save_pretrained(folder / "adapter")
+
+
+def reporting(stage: Stage) -> Stage:
+    """An evaluation that takes no time, of the same identity."""
+
+    def build(run: StageRun, folder: Path) -> dict[str, Any]:
+        write_report(folder / "report.json", REPORT)
+        return {}
+
+    return replace(stage, build=build)

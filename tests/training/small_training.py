@@ -1,0 +1,136 @@
+"""A small SFT or ACT on real PACIFIC turns, in this process or in one that kills itself after some updates.
+
+python tests/training/small_training.py VARIANT FOLDER KILL_AT
+python tests/training/small_training.py JOB.json          # as a launcher starts it: {"variant": ..., "folder": ...}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from act_assets.profile import Compute, Lora, Profile, load_profile
+
+TESTS = Path(__file__).resolve().parent.parent
+SAMPLE = TESTS.parent / "datasets" / "sample" / "pacific"
+
+
+@dataclass(frozen=True)
+class Variant:
+    stage: str
+    act: dict[str, Any]
+    lora: bool = False
+    compute: Compute = field(default_factory=lambda: Compute(save_every_steps=2))
+
+
+VARIANTS = {
+    "sft": Variant("sft", {}),
+    "act": Variant("act", {}),
+    "act-ahead": Variant("act", {"rollout_group": 24, "rollout_lag": 1}),
+    "act-lora": Variant("act", {}, lora=True),
+}
+
+
+def profile_of(variant: Variant) -> Profile:
+    tiny = load_profile(str(TESTS / "tiny.yaml"))
+    policy = tiny.policy.model_copy(update={"lora": Lora(r=4, alpha=8)}) if variant.lora else tiny.policy
+    sft = tiny.sft.model_copy(update={"epochs": 2, "batch_size": 8, "further_learning_rates": (1e-3,)})
+    act = tiny.act.model_copy(update={"epochs": 2, "batch_size": 8, **variant.act})
+    return tiny.model_copy(update={"policy": policy, "sft": sft, "act": act, "compute": variant.compute})
+
+
+def write_base(folder: Path) -> None:
+    """The model that training starts from, in `folder/base`."""
+    from act_assets.tasks import get_task
+    from act_assets.training.base_policy import build_model, train_tokenizer, warm_up_texts
+    from act_assets.training.chat import ChatFormat
+    from act_assets.training.policy import save_model
+
+    if (folder / "base").exists():
+        return
+    task, tiny = get_task("pacific"), load_profile(str(TESTS / "tiny.yaml"))
+    assert tiny.policy.scratch is not None
+    texts = [m.content for group in warm_up_texts(task, task.reader.read(SAMPLE).train[:60]) for m in group]
+    chat = ChatFormat(train_tokenizer(texts, 1024))
+    save_model(
+        build_model(tiny.policy.scratch, len(chat.tokenizer), 1280, chat, seed=1), chat.tokenizer, folder / "base"
+    )
+
+
+def train(variant: Variant, folder: Path) -> tuple[dict[str, Any], list[Any]]:
+    """Trains into `folder/out`, going on from `folder/work`; gives facts and points."""
+    from act_assets.preference import build_pairs
+    from act_assets.roles import Classifier, EmbeddedProvider, Generator, RoleSettings, Simulator
+    from act_assets.tasks import get_task
+    from act_assets.training.act_training import train_act
+    from act_assets.training.sft import train_sft
+    from resources.llm.client import LLM
+
+    task = get_task("pacific")
+    data = task.reader.read(SAMPLE)
+    profile = profile_of(variant)
+    write_base(folder)
+    out = folder / "out"
+    out.mkdir(exist_ok=True)
+    turns = [t for c in data.train[:8] for t in task.turn_states(c)][:40]
+    if variant.stage == "sft":
+        return train_sft(task, turns, turns[:8], (str(folder / "base"), None), profile, 3, out, folder / "work")
+    embedded = RoleSettings("embedded", "embedded-rules-1", 0.0, 64, 0)
+    pairs = build_pairs(task, turns, Generator(LLM(EmbeddedProvider()), embedded, task, ()), 0)[0]
+    by_id = {t.turn_id: t for t in turns}
+    return train_act(
+        task,
+        by_id,
+        pairs,
+        by_id,
+        pairs[:8],
+        {t.intent_id: t.clear_request for t in turns},
+        Classifier(task, "rule"),
+        Simulator(LLM(EmbeddedProvider()), embedded, task),
+        folder / "base",
+        profile,
+        3,
+        out,
+        folder / "work",
+    )
+
+
+def kill_after(updates: int) -> None:
+    """This process ends itself, as kill -9 does, in the middle of update number `updates` + 1 of those made here."""
+    from act_assets.training import update
+
+    step, made = update.Updater.step, [0]
+
+    def dying(self: Any, *arguments: Any) -> Any:
+        if made[0] == updates:
+            os.kill(os.getpid(), signal.SIGKILL)
+        made[0] += 1
+        return step(self, *arguments)
+
+    update.Updater.step = dying  # type: ignore[method-assign]
+
+
+def launched(job: Path) -> None:
+    """One process of a launch: trains, and leaves the losses beside the job."""
+    from resources.compute import end_with_launcher, join_processes
+
+    end_with_launcher()
+    join_processes()
+    wanted = json.loads(job.read_text())
+    variant = replace(VARIANTS[wanted["variant"]], compute=Compute.model_validate(wanted["compute"]))
+    _, points = train(variant, Path(wanted["folder"]))
+    if os.environ["RANK"] == "0":
+        job.with_name("losses.json").write_text(json.dumps([[p.step, p.split, p.loss] for p in points]))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 2:
+        launched(Path(sys.argv[1]))
+    else:
+        kill_after(int(sys.argv[3]))
+        train(VARIANTS[sys.argv[1]], Path(sys.argv[2]))

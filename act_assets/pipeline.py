@@ -549,7 +549,6 @@ def _act_settings(profile: Profile) -> Any:
         "simulator": profile.roles.simulator,
         "classifier": profile.roles.classifier,
         "in_context": profile.roles.in_context_conversations,
-        "group": profile.rollout_batch_size,
     }
 
 

@@ -138,36 +138,44 @@ def _extras(profile: Profile) -> list[str]:
 
 
 def memory_needed(profile: Profile, parameters: int) -> int:
-    """Bytes of one device for what is always there: weights, gradients, AdamW's moments and the reference.
+    """Bytes of one device for what is always there, in SFT or in ACT, whichever needs more.
 
-    Activations come on top, so this is a lower bound. All weights are trained in fp32 (with LoRA: by SFT), 16 bytes a
-    parameter, spread over the processes as the strategy does; the reference is whole on each device, with LoRA none.
+    Activations come on top, so this is a lower bound. Trained weights take 16 bytes a parameter (fp32, gradients and
+    AdamW's moments), spread over the processes as the strategy does; a reference, or a base under an adapter, is whole
+    on each device. vLLM within the training process takes its share of the device from ACT.
     """
+    policy, engine = profile.policy, profile.engine
     strategy, processes = profile.compute.strategy, profile.compute.processes
     weights = 4 / (processes if strategy in ("zero3", "fsdp") else 1)
-    others = 12 / (processes if strategy in ("zero2", "zero3", "fsdp") else 1)
-    reference = 0 if profile.policy.lora else 2 if profile.policy.mixed_precision else 4
-    return int(parameters * (weights + others + reference))
+    trained = weights + 12 / (processes if strategy in ("zero2", "zero3", "fsdp") else 1)
+    frozen = 2.0 if policy.mixed_precision else 4.0
+    base = 0.6 if policy.lora and policy.lora.quantized else frozen  # NF4 with its constants; embedding and head apart
+    sft = base if policy.lora and policy.lora.sft else trained
+    act = base if policy.lora else trained + frozen
+    if engine.name == "vllm" and engine.mode == "colocated":
+        act /= 1 - engine.memory_share
+    return int(parameters * max(sft, act))
 
 
 def _memory(profile: Profile, parameters: int, found: Sequence[Device]) -> list[str]:
-    compute, engine = profile.compute, profile.engine
+    compute = profile.compute
     there = [d.memory_bytes for d in found[: compute.processes]]
     if compute.device_memory_gb:
         there.append(compute.device_memory_gb * 10**9)
     if not there:
         return []
-    free = min(there) * (1 - engine.memory_share if engine.name == "vllm" and engine.mode == "colocated" else 1)
-    needed = memory_needed(profile, parameters)
+    free, needed = min(there), memory_needed(profile, parameters)
     if needed <= free:
         return []
     spread = {"compute": compute.model_copy(update={"launcher": "accelerate", "strategy": "zero3"})}
     bf16 = {"policy": profile.policy.model_copy(update={"mixed_precision": True})}
-    adapters = {"policy": profile.policy.model_copy(update={"lora": Lora(r=16, alpha=32)})}
+    adapters = {
+        "policy": profile.policy.model_copy(update={"lora": Lora(r=16, alpha=32, sft=True), "mixed_precision": True})
+    }
     changes: dict[str, dict[str, Any]] = {
         "compute.strategy: zero3": spread,
         "policy.mixed_precision: true": bf16,
-        "policy.lora": adapters,
+        "policy.lora with sft: true, and policy.mixed_precision: true": adapters,
     }
     fitting = [
         c for c, update in changes.items() if memory_needed(profile.model_copy(update=update), parameters) <= free

@@ -123,10 +123,11 @@ class ScratchModel(Settings):
 
 
 class Lora(Settings):
-    """LoRA adapters for ACT; the reference is the base with the adapter off. SFT trains all weights."""
+    """LoRA adapters for ACT; the reference is the base with the adapter off. SFT trains all weights unless `sft`."""
 
     r: Positive
     alpha: Positive
+    sft: bool = False  # SFT trains an adapter, too; what it keeps is merged with the base
     quantized: bool = False  # QLoRA: the base in 4 bits (bitsandbytes, extra `gpu`)
 
 

@@ -24,5 +24,5 @@ def out_of_memory_advised(profile: Profile, where: str, during: Literal["rollout
         raise TrainingError(
             f"the GPU ran out of memory {what}: {str(error).splitlines()[0]}",
             where=where,
-            todo=f"{advice}; run again, and it goes on from its last state",
+            todo=f"{advice}; run again: after a change of compute or rollout_batch_size it goes on from its last state",
         ) from error

@@ -16,15 +16,16 @@ from typing import Any
 
 from act_assets.conversation import TurnState, once_per_prompt
 from act_assets.errors import TrainingError
-from act_assets.profile import Profile
+from act_assets.profile import Lora, Profile
 from act_assets.seeds import derive_seed
 from act_assets.tasks.base import Task
+from act_assets.training.adapters import merged, with_adapter
 from act_assets.training.board import Board
 from act_assets.training.chat import ChatFormat
 from act_assets.training.history import History, TrainingPoint
 from act_assets.training.memory import out_of_memory_advised
 from act_assets.training.packing import TokenRow
-from act_assets.training.policy import PromptEncoder, load_model
+from act_assets.training.policy import PromptEncoder, load_model, save_model
 from act_assets.training.run_folder import RunFolder
 from act_assets.training.supervised import Supervised
 from act_assets.training.update import is_first_process
@@ -85,7 +86,7 @@ def train_sft(
     best = min(range(len(tries)), key=lambda i: (tries[i].best.loss, i))
     chosen = tries[best]
     if is_first_process():
-        shutil.copytree(work / f"rate-{best + 1}" / chosen.kept, folder / "model")
+        _publish(work / f"rate-{best + 1}" / chosen.kept, base, folder / "model", adapted=_adapted(profile) is not None)
     facts = {
         "steps": chosen.points[-1].step,
         "kept_epoch": chosen.best.epoch,
@@ -110,7 +111,10 @@ def _try(
     logs: Path,
 ) -> None:
     """Trains with one learning rate, and leaves `finished.json` beside the kept model."""
-    model, chat = load_model(*base)
+    lora, seed = _adapted(profile), derive_seed(seed, "sft")
+    model, chat = load_model(*base, quantized=bool(lora and lora.quantized))
+    if lora is not None:
+        model = with_adapter(model, lora, seed, mixed_precision=profile.policy.mixed_precision)
     prompts = PromptEncoder(task, chat, profile.policy.max_prompt_tokens)
     train, held_out = (
         groups_of(side, prompts, chat, profile.policy.max_length, packing=profile.sft.packing)
@@ -124,7 +128,7 @@ def _try(
         held_out,
         profile.sft,
         profile.compute,
-        derive_seed(seed, "sft"),
+        seed,
         history,
         learning_rate=rate,
         mixed_precision=profile.policy.mixed_precision,
@@ -161,6 +165,21 @@ def _try(
         run.forget_others(kept[0])
     training.updater.wait()
     training.updater.free()
+
+
+def _adapted(profile: Profile) -> Lora | None:
+    """The adapter that SFT trains, None where it trains all weights."""
+    lora = profile.policy.lora
+    return lora if lora is not None and lora.sft else None
+
+
+def _publish(kept: Path, base: tuple[str, str | None], model: Path, *, adapted: bool) -> None:
+    """The kept model where the artifact has it; an adapter merged with its base."""
+    if adapted:
+        whole, chat = load_model(*base)
+        save_model(merged(whole, kept), chat.tokenizer, model)
+    else:
+        shutil.copytree(kept, model)
 
 
 def groups_of(

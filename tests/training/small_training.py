@@ -30,6 +30,7 @@ class Variant:
 
 VARIANTS = {
     "sft": Variant("sft", {}),
+    "sft-lora": Variant("sft", {}, lora=True),
     "act": Variant("act", {}),
     "act-ahead": Variant("act", {"rollout_group": 24, "rollout_lag": 1}),
     "act-lora": Variant("act", {}, lora=True),
@@ -38,7 +39,7 @@ VARIANTS = {
 
 def profile_of(variant: Variant) -> Profile:
     tiny = load_profile(str(TESTS / "tiny.yaml"))
-    policy = tiny.policy.model_copy(update={"lora": Lora(r=4, alpha=8)}) if variant.lora else tiny.policy
+    policy = tiny.policy.model_copy(update={"lora": Lora(r=4, alpha=8, sft=True)}) if variant.lora else tiny.policy
     sft = tiny.sft.model_copy(update={"epochs": 2, "batch_size": 8, "further_learning_rates": (1e-3,)})
     act = tiny.act.model_copy(update={"epochs": 2, "batch_size": 8, **variant.act})
     return tiny.model_copy(update={"policy": policy, "sft": sft, "act": act, "compute": variant.compute})

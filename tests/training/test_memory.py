@@ -11,8 +11,8 @@ from act_assets.training.memory import out_of_memory_advised
 
 SAID = (
     "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.15 GiB of which 1.00 GiB is "
-    "free. Including non-PyTorch memory, this process has 78.15 GiB memory in use. Of the allocated memory 70.00 GiB is "
-    "allocated by PyTorch, and 1.00 GiB is reserved by PyTorch but unallocated."
+    "free. Including non-PyTorch memory, this process has 78.15 GiB memory in use. Of the allocated memory 70.00 GiB "
+    "is allocated by PyTorch, and 1.00 GiB is reserved by PyTorch but unallocated."
 )
 
 

@@ -46,7 +46,7 @@ def _killed(variant: str, folder: Path, after: int) -> None:
     shutil.rmtree(folder / "out")  # as the artifact store does with what was half built
 
 
-@pytest.mark.parametrize("variant", ["sft", "act", "act-ahead", "act-lora"])
+@pytest.mark.parametrize("variant", ["sft", "sft-lora", "act", "act-ahead", "act-lora"])
 def test_a_killed_training_goes_on_to_the_same_losses_and_weights(variant: str, tmp_path: Path) -> None:
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()

@@ -541,6 +541,13 @@ def _judge_and_tolerance(run: StageRun) -> Any:
     ]
 
 
+def _sft_settings(profile: Profile) -> Any:
+    """Without what only ACT reads of the policy."""
+    policy = profile.policy.model_dump(mode="json", exclude={"lora", "max_new_tokens"})
+    lora = profile.policy.lora
+    return {"policy": policy, "lora": lora if lora is not None and lora.sft else None, "sft": profile.sft}
+
+
 def _act_settings(profile: Profile) -> Any:
     return {
         "act": profile.act.model_dump(mode="json", exclude={"beta", "tolerance"}),
@@ -600,6 +607,7 @@ STAGES: dict[str, Stage] = {
             False,
             ("conversations",),
             _training_build("base_policy"),
+            resumable=True,
             version=2,
             settings=lambda p: [p.policy.model, p.policy.revision, p.policy.scratch, p.policy.max_length],
             fingerprint=_policy_files,
@@ -621,8 +629,9 @@ STAGES: dict[str, Stage] = {
             True,
             ("base_policy", "train_subset", "conversations"),
             _training_build("sft_checkpoint"),
+            resumable=True,
             version=2,
-            settings=lambda p: {"policy": p.policy, "sft": p.sft},
+            settings=_sft_settings,
         ),
         Stage(
             "act_checkpoint",
@@ -637,6 +646,7 @@ STAGES: dict[str, Stage] = {
                 "raw_dataset",
             ),
             _training_build("act_checkpoint"),
+            resumable=True,
             version=2,
             settings=_act_settings,
             fingerprint=_judge_and_tolerance,

@@ -194,11 +194,13 @@ def _memory(profile: Profile, parameters: int, found: Sequence[Device]) -> list[
 
 def _disk(profile: Profile, parameters: int) -> list[str]:
     home, states = act_home(), profile.compute.save_total_limit + 1
-    needed, free = states * STATE_BYTES * parameters, shutil.disk_usage(home).free
+    kept = len(profile.sft.candidates) + 3  # models: of each learning rate, two while one is written, the artifact's
+    needed, free = (states * STATE_BYTES + kept * 4) * parameters, shutil.disk_usage(home).free
     if needed <= free:
         return []
     return [
-        f"disk: {states} training states of {STATE_BYTES * parameters / 1e9:.1f} GB need {needed / 1e9:.0f} GB, "
+        f"disk: {states} training states of {STATE_BYTES * parameters / 1e9:.1f} GB and {kept} models need "
+        f"{needed / 1e9:.0f} GB, "
         f"{home} has {free / 1e9:.0f} GB left: free some, set ACT_HOME elsewhere, or lower compute.save_total_limit"
     ]
 

@@ -299,6 +299,16 @@ class Profile(Settings):
         mistakes = []
         if self.policy.lora and self.policy.lora.quantized and self.compute.strategy in ("zero3", "fsdp"):
             mistakes.append(f"policy.lora.quantized does not go with compute.strategy {self.compute.strategy}: use ddp")
+        sharded = self.compute.strategy in ("zero3", "fsdp")
+        if sharded and self.act.rollout_lag:
+            mistakes.append(
+                f"act.rollout_lag 1 samples a copy of the policy, which compute.strategy {self.compute.strategy} "
+                "spreads: use zero2 or ddp, or rollout_lag: 0"
+            )
+        if sharded and self.engine.name == "vllm" and self.engine.mode == "colocated":
+            mistakes.append(
+                f"engine.mode colocated does not go with compute.strategy {self.compute.strategy}: use server"
+            )
         if self.engine.name == "vllm" and self.policy.model == "scratch":
             mistakes.append("engine vllm needs a policy.model with weights; one from scratch samples in transformers")
         if mistakes:

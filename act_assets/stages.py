@@ -23,6 +23,7 @@ from act_assets.roles.base import prompt_hash
 from act_assets.tasks import source_hash
 from act_assets.tasks.base import Task
 from resources.artifacts import Artifact, ArtifactStore, Key, identity_hash
+from resources.files import alone
 from resources.llm.service import CallSettings
 
 TRAIN_SIZES = (50, 100, 250)
@@ -74,7 +75,8 @@ class Stage:
 
     `settings` picks what the stage reads from the profile; `prompts` are the roles whose templates it renders;
     `discover` finds inputs that may or may not be there yet; `publish` puts a copy where people look for it, made
-    or found again. Raise `version` when the code changes what comes out.
+    or found again; a `resumable` one that is cut short goes on from its `work` folder. Raise `version` when the code
+    changes what comes out.
     """
 
     name: str
@@ -88,6 +90,7 @@ class Stage:
     fingerprint: Callable[[StageRun], Any] = lambda run: None
     discover: Callable[[StageRun], dict[str, Artifact]] = lambda run: {}
     publish: Callable[[StageRun, Artifact], dict[str, Any]] = lambda run, artifact: {}
+    resumable: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,18 +120,34 @@ def run_stage(stages: Mapping[str, Stage], name: str, run: StageRun) -> Outcome:
     anew = run.calls.mode == "refresh" and any(role in run.profile.roles.played() for role in stage.prompts)
     found = None if anew else run.store.reuse(key, identity)
     if found is not None:
+        if stage.resumable:  # a run that was killed when the artifact was there had no time to clear up
+            shutil.rmtree(run.store.work_folder(key, identity), ignore_errors=True)
         outcome = Outcome(found, True)
     else:
         for began, _ in _listeners:
             began(key)
-        work = run.store.work_folder(key, identity)
-        working = replace(run, work=work)
-        built = run.store.build(key, identity, lambda folder: stage.build(working, folder), replace=anew)
-        shutil.rmtree(work, ignore_errors=True)
-        outcome = Outcome(built, False)
+        outcome = Outcome(_build(stage, run, key, identity, anew=anew), False)
     for _, ended in _listeners:
         ended(key, outcome.reused, outcome.artifact.seconds)
     return replace(outcome, published=stage.publish(run, outcome.artifact))
+
+
+def _build(stage: Stage, run: StageRun, key: Key, identity: dict[str, Any], *, anew: bool) -> Artifact:
+    """Makes the artifact. Raises ActError where a stage that can be resumed is being made by another run."""
+    if not stage.resumable:
+        return run.store.build(key, identity, lambda folder: stage.build(run, folder), replace=anew)
+    work = run.store.work_folder(key, identity)
+    if anew:  # what an earlier run left was not asked anew
+        work = work.with_name(f"{work.name}-{run.calls.since:.0f}")
+    with alone(work.with_name(f"{work.name}.lock")) as free:
+        if not free:
+            raise ActError(
+                f"{key} is being made by another run", where=str(work), todo="wait until it has ended, then run again"
+            )
+        working = replace(run, work=work)
+        built = run.store.build(key, identity, lambda folder: stage.build(working, folder), replace=anew)
+        shutil.rmtree(work, ignore_errors=True)
+    return built
 
 
 def up_to_date(

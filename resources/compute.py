@@ -17,6 +17,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 
 from act_assets.devices import visible_devices
@@ -26,6 +27,7 @@ from act_assets.profile import Compute
 
 GRACE_S = 10.0
 TICK_S = 1.0
+PATIENCE = timedelta(hours=12)  # of processes that wait for each other
 LAUNCHED = "ACT_LAUNCHED"  # the pid of the process that launched a training, reports its errors and outlives it
 MEETING = "ACT_MEETING_PORT"  # where the ranks of a launch meet, on 127.0.0.1
 MARK = "ACT_LAUNCH_MARK"  # the same in all processes of one launch, and in no other
@@ -264,7 +266,10 @@ def join_processes() -> None:
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cuda:nccl,cpu:gloo" if on_gpu else "gloo", store=store, rank=rank, world_size=size)
+    # The others wait while the first one writes and verifies a state, or while one waits for a slow endpoint.
+    dist.init_process_group(
+        "cuda:nccl,cpu:gloo" if on_gpu else "gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE
+    )
     if not on_gpu:
         from accelerate import PartialState
         from accelerate.utils import DistributedType

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from act_assets.profile import Profile, load_profile
 from act_assets.tasks import get_task
 from act_assets.tasks.base import Task, TaskData
 from act_assets.tasks.pacific_answer import reference
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core each: threads of two workers would wait for each other
 
 REPO = Path(__file__).resolve().parent.parent
 SAMPLE = REPO / "datasets" / "sample" / "pacific"

@@ -156,16 +156,19 @@ def test_memory_that_does_not_suffice_names_a_strategy_that_does(paper: Profile)
     )
     alone = changed(paper.model_copy(update={"compute": Compute()}), "sft", batch_size=32)
     (mistake,) = mistakes(alone, [A100], ZEPHYR)
-    assert "zero3 with processes: 2 would fit" in mistake
+    assert "it has 86: policy.lora with sft: true, and policy.mixed_precision: true would fit" in mistake
 
 
-def test_the_disk_has_to_hold_one_state_more_than_are_kept(paper: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
-    needed = 3 * 12 * ZEPHYR
+def test_the_disk_has_to_hold_one_state_more_than_are_kept_and_the_models(
+    paper: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len(paper.sft.candidates) == 3
+    needed = (3 * 12 + (3 + 3) * 4) * ZEPHYR
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, needed))
     assert mistakes(paper, [A100] * 8, ZEPHYR) == []
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, needed - 1))
     (mistake,) = mistakes(paper, [A100] * 8, ZEPHYR)
-    assert "261 GB" in mistake
+    assert "435 GB" in mistake
     assert "ACT_HOME" in mistake
 
 

@@ -93,6 +93,18 @@ def test_settings_of_training_that_do_not_fit_together(
     assert said in refusal(written(tmp_path, lambda raw: raw.setdefault(section, {}).update(values)))
 
 
+@pytest.mark.parametrize("strategy", ["zero3", "fsdp"])
+def test_what_samples_a_copy_or_beside_needs_a_policy_that_is_whole(tmp_path: Path, strategy: str) -> None:
+    def spoil(raw: Raw) -> None:
+        raw["compute"] = {"launcher": "accelerate", "strategy": strategy, "processes": 2}
+        raw["act"]["rollout_lag"] = 1
+        raw["engine"] = {"name": "vllm"}
+
+    message = refusal(written(tmp_path, spoil))
+    assert f"act.rollout_lag 1 samples a copy of the policy, which compute.strategy {strategy} spreads" in message
+    assert f"engine.mode colocated does not go with compute.strategy {strategy}" in message
+
+
 def test_a_four_bit_base_is_not_spread_over_processes(tmp_path: Path) -> None:
     def spoil(raw: Raw) -> None:
         raw["policy"]["lora"] = {"r": 8, "alpha": 16, "quantized": True}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -134,12 +134,8 @@ def train_act(
         RunFolder(work, profile.compute, where),
         History("act", where, updater.total_steps),
     )
-    try:
-        with out_of_memory_advised(profile, where, "update"):
-            loop.run(groups)
-    finally:
-        engine.close()
-        board.close()
+    with closing(engine), board:
+        loop.run(groups)
     if updater.is_main:
         _publish(work, loop.kept, sft_model, chat, folder, adapted=lora is not None)
     return _facts(loop, len(pairs), folder) if updater.is_main else {}, loop.history.points
@@ -195,7 +191,9 @@ class _Loop:
             with out_of_memory_advised(self.profile, self.history.where, "rollouts"), self.meter.phase("generate"):
                 sampled = schedule.take(group.number, self.updater.step_count)
         except ActError:
-            if self.updater.processes == 1:  # with several, the others wait in a collective operation
+            # With several processes the others wait in a collective operation. With a lag the group that is sampled
+            # ahead is lost, and the policy it was sampled from is no longer there: the state before has both.
+            if self.updater.processes == 1 and not self.profile.act.rollout_lag:
                 self.save(schedule)
             raise
         pairs = [s.applied(self.train[i]) for s, i in zip(sampled, group.indices, strict=True)]
@@ -287,7 +285,7 @@ class _Loop:
             device = self.updater.device
             batch = Batch.of([row for i in chosen for row in rows[i]], self.chat.pad_id, device)
             log_probs = sequence_log_probs(self.updater.model, batch)
-            scores = self.reference([pairs[i].rows for i in chosen])
+            scores = self.reference.known_of([pairs[i].rows for i in chosen])
             reference = torch.tensor(scores, dtype=log_probs.dtype, device=device)
             terms = dpo_terms(log_probs, reference, self.beta)
             sums = {"margin": terms.margin.sum(), "accuracy": (terms.margin > 0).sum()}
@@ -325,14 +323,15 @@ class _Loop:
                         epoch, lambda to: save_model(self.updater.policy, self.chat.tokenizer, to, weights)
                     )
             if self.updater.is_main:
-                (self.folder.work / "rollouts").mkdir(parents=True, exist_ok=True)
-                write_rows(self.folder.work / "rollouts" / f"epoch-{epoch:02d}.parquet", self.rollouts, Rollout)
+                rows = self.rollouts
+                self.folder.file(f"rollouts/epoch-{epoch:02d}.parquet", lambda to: write_rows(to, rows, Rollout))
             self.rollouts = []
 
     # --- states ---
 
     def save(self, schedule: RolloutSchedule) -> None:
-        schedule.settle()
+        with out_of_memory_advised(self.profile, self.history.where, "rollouts"):
+            schedule.settle()
         record = {
             "points": [asdict(p) for p in self.history.points],
             "best": self.best and asdict(self.best),

@@ -208,16 +208,25 @@ def _castable(model: Any) -> list[Any]:
 
 @contextmanager
 def _cast_once(model: Any) -> Iterator[None]:
-    """Linear weights in bf16 for the block; autocast would cast them anew at every token. The fp32 data come back."""
-    kept: list[tuple[Any, Any]] = []
+    """Linear weights in bf16 for the block; autocast would cast them anew at every token.
+
+    Stand-ins take the parameters' places. Other data in the same parameters would lose the hooks by which DDP averages
+    gradients.
+    """
+    import torch
+
+    standing = {id(p): torch.nn.Parameter(p.detach().bfloat16(), requires_grad=False) for p in _castable(model)}
+    kept: list[tuple[Any, str, Any]] = []
     try:
-        for parameter in _castable(model):
-            kept.append((parameter, parameter.data))
-            parameter.data = parameter.data.bfloat16()
+        for module in model.modules():
+            for name, parameter in list(module._parameters.items()):
+                if id(parameter) in standing:
+                    kept.append((module, name, parameter))
+                    module._parameters[name] = standing[id(parameter)]
         yield
     finally:
-        for parameter, data in kept:
-            parameter.data = data
+        for module, name, parameter in kept:
+            module._parameters[name] = parameter
 
 
 def _copy_of(model: Any) -> Any:

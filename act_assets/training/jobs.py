@@ -19,6 +19,7 @@ from act_assets.rows import read_rows, write_rows
 from act_assets.tasks import get_task
 from act_assets.tasks.base import Task, Tools
 from act_assets.training.history import TrainingPoint
+from act_assets.training.memory import out_of_memory_advised
 from act_assets.training.update import is_first_process
 from resources.embedder import default_embedder
 from resources.llm.service import CallSettings
@@ -73,7 +74,8 @@ Result = tuple[dict[str, Any], list[TrainingPoint]]
 
 def run_job(job: Job) -> dict[str, Any]:
     """Does the job; returns its facts. Of several processes the first writes the curve and the facts."""
-    facts, points = _JOBS[job.stage](job)
+    with out_of_memory_advised(job.profile, f"task {job.task.name}, {job.stage}", "update"):
+        facts, points = _JOBS[job.stage](job)
     if not is_first_process():
         return {}
     if points:

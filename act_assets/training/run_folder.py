@@ -16,15 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from act_assets.profile import Compute
-from act_assets.training.state import SavedState, StateStore
+from act_assets.training.state import SavedState, StateStore, disk_errors
 from act_assets.training.update import Updater
+from resources.files import sync
 
 
 class RunFolder:
     """The folder of one training. What of it is newer than the state that is resumed is made again, the same."""
 
     def __init__(self, work: Path, compute: Compute, where: str) -> None:
-        self.work, self.every = work, compute.save_every_steps
+        self.work, self.where, self.every = work, where, compute.save_every_steps
         self.store = StateStore(work / "states", compute.save_total_limit, where)
 
     def resume(self, updater: Updater) -> SavedState | None:
@@ -54,12 +55,27 @@ class RunFolder:
         """Writes the model of an epoch, aside first; gives its name. `forget_others` removes the ones before it."""
         target = self.work / f"kept-{epoch:02d}"
         beside = self.work / f".{target.name}"
-        for old in (beside, target):
-            shutil.rmtree(old, ignore_errors=True)
-        beside.mkdir(parents=True)
-        write(beside)
-        beside.rename(target)
+        with disk_errors(self.work, self.where):
+            for old in (beside, target):
+                shutil.rmtree(old, ignore_errors=True)
+            beside.mkdir(parents=True)
+            write(beside)
+            for path in (*beside.rglob("*"), beside):
+                sync(path)
+            beside.rename(target)
+            sync(self.work)
         return target.name
+
+    def file(self, name: str, write: Callable[[Path], object]) -> None:
+        """Writes a file of the working folder, beside first."""
+        path = self.work / name
+        with disk_errors(self.work, self.where):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            beside = path.with_name(f".{path.name}")
+            write(beside)
+            sync(beside)
+            beside.rename(path)
+            sync(path.parent)
 
     def forget_others(self, kept: str) -> None:
         """Removes kept models but this one: called once a state says that it is the one."""

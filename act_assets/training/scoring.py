@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -106,10 +106,9 @@ class ReferenceScores:
             self.model.train(training)
         return [self.known[k] for names in keys for k in names]
 
-    def keep(self, rows: Iterable[TokenRow]) -> None:
-        """Forgets all but these: a trajectory that was sampled once hardly comes again."""
-        names = {text_key(row) for row in rows}
-        self.known = {k: v for k, v in self.known.items() if k in names}
+    def known_of(self, groups: Sequence[Sequence[TokenRow]]) -> list[float]:
+        """The scores of sequences that have all been scored."""
+        return [self.known[text_key(row)] for group in groups for row in group]
 
     def state(self) -> dict[str, float]:
         return dict(self.known)

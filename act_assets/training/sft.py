@@ -23,12 +23,11 @@ from act_assets.training.adapters import merged, with_adapter
 from act_assets.training.board import Board
 from act_assets.training.chat import ChatFormat
 from act_assets.training.history import History, TrainingPoint
-from act_assets.training.memory import out_of_memory_advised
 from act_assets.training.packing import TokenRow
 from act_assets.training.policy import PromptEncoder, load_model, save_model
 from act_assets.training.run_folder import RunFolder
 from act_assets.training.supervised import Supervised
-from act_assets.training.update import is_first_process
+from act_assets.training.update import free_memory, is_first_process
 
 FINISHED = "finished.json"
 
@@ -82,6 +81,7 @@ def train_sft(
         of = work / f"rate-{number}"
         if not (of / FINISHED).is_file():
             _try(task, turns, validation, base, profile, seed, rate, of, where, folder / "logs")
+            free_memory()
         tries.append(_read(of / FINISHED))
     best = min(range(len(tries)), key=lambda i: (tries[i].best.loss, i))
     chosen = tries[best]
@@ -149,10 +149,7 @@ def _try(
             best.append(TrainingPoint(**record["best"]))
             kept[0] = record["name"]
 
-    with (
-        Board(logs if training.updater.is_main else None, run=work.name) as board,
-        out_of_memory_advised(profile, where, "update"),
-    ):
+    with Board(logs if training.updater.is_main else None, run=work.name) as board:
         training.run(run, meter, board, keep_best, take_back)
     if training.updater.is_main:
         figures = {

@@ -17,8 +17,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Container, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -260,6 +260,21 @@ class StateStore:
         else:
             todo = "check the disk (df -h, dmesg)"
         return TrainingError(f"{what}: {error}", where=f"{self.where}; {self.folder}", todo=f"{todo}. {self._advice()}")
+
+
+@contextmanager
+def disk_errors(folder: Path, where: str) -> Iterator[None]:
+    """Raises TrainingError where the disk under `folder` fails; states that are there already are intact."""
+    try:
+        yield
+    except Exception as error:
+        if _disk_error(error) is None:
+            raise
+        raise TrainingError(
+            f"the training could not write what it keeps: {error}",
+            where=f"{where}; {folder}",
+            todo="free space or make it writable (df -h); run again, and it goes on from its last state",
+        ) from error
 
 
 def _disk_error(error: Exception) -> int | None:

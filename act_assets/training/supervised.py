@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from act_assets.profile import Compute, Optimisation
 from act_assets.seeds import derive_seed
 from act_assets.training.board import Board, point_scalars
 from act_assets.training.history import History, TrainingPoint
-from act_assets.training.packing import Batch, PackedRow, TokenRow, rows_of
+from act_assets.training.packing import Batch, PackedRow, TokenRow, grow
 from act_assets.training.policy import save_model
 from act_assets.training.run_folder import RunFolder
 from act_assets.training.scoring import sizes, token_log_probs
@@ -117,7 +117,7 @@ class Supervised:
         members: dict[int, list[TokenRow]] = {}
         for g, i in batch:
             members.setdefault(g, []).append(self.groups[g][i])
-        rows = [rows_of(of, share=True) for of in members.values()]
+        rows = self._rows(members.values())
         with meter.phase("update"):
             done = self.updater.step(sizes(rows), self.loss(rows))
         tokens = sum(len(row.token_ids) for of in rows for row in of)
@@ -133,9 +133,23 @@ class Supervised:
         self.history.point(point)
         board.scalars(done.step, {**point_scalars(point), **meter.rates()})
 
+    def _rows(self, groups: Iterable[Sequence[TokenRow]]) -> list[list[PackedRow]]:
+        """Each group as one row, or as several where one would be more than a pass may hold."""
+        limit = self.updater.compute.micro_batch_tokens
+        rows: list[list[PackedRow]] = []
+        waiting = list(groups)[::-1]
+        while waiting:
+            group = waiting.pop()
+            row = grow(group)
+            if limit is not None and len(row.token_ids) > limit and len(group) > 1:
+                waiting += [group[len(group) // 2 :], group[: len(group) // 2]]
+            else:
+                rows.append([row])
+        return rows
+
     def validate(self, epoch: int) -> TrainingPoint:
         """The loss per token on the validation rows."""
-        rows = [rows_of(group, share=True) for group in self.validation]
+        rows = self._rows(self.validation)
         sums = self.updater.evaluate(sizes(rows), self.loss(rows))
         point = TrainingPoint(self.updater.step_count, float(epoch), "validation", sums["loss"])
         self.history.point(point)

@@ -6,6 +6,7 @@ only. Everything random within an update comes from its number, so that a resume
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,7 +44,16 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def make_accelerator(*, mixed_precision: bool) -> Any:
+def free_memory() -> None:
+    """Gives back what a training left in cycles of references: a second model beside it would hardly fit."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def make_accelerator() -> Any:
     """The Accelerator of this process, as the launcher's environment says."""
     import torch
     from accelerate import Accelerator
@@ -52,11 +62,9 @@ def make_accelerator(*, mixed_precision: bool) -> Any:
     alone = "RANK" not in os.environ
     if alone:
         AcceleratorState._reset_state(reset_partial_state=True)  # one of another precision may have been here before
-    # DeepSpeed computes in bf16 by its own setting (`Updater`): by this one it would keep the weights in bf16, too.
-    bf16 = mixed_precision and os.environ.get("ACCELERATE_USE_DEEPSPEED") != "true"
     return Accelerator(
         cpu=alone and not torch.cuda.is_available(),  # of several processes the launcher says where they compute
-        mixed_precision="bf16" if bf16 else "no",
+        mixed_precision="no",  # weights, moments and sums of gradients stay fp32; `Updater.autocast` is what is bf16
         gradient_accumulation_steps=1,
         step_scheduler_with_optimizer=False,
     )
@@ -76,13 +84,13 @@ class Updater:
         *,
         learning_rate: float | None = None,
         mixed_precision: bool = False,
-        accelerator: Any = None,
     ) -> None:
         self.settings, self.compute, self.seed, self.where = settings, compute, seed, where
         self.total_steps = total_steps
         self.peak = settings.learning_rate if learning_rate is None else learning_rate
-        self.accelerator = accelerator or make_accelerator(mixed_precision=mixed_precision)
+        self.accelerator = make_accelerator()
         self.mixed_precision = mixed_precision
+        self._own_autocast = False
         if compute.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             if hasattr(model, "enable_input_require_grads") and not all(p.requires_grad for p in model.parameters()):
@@ -90,8 +98,10 @@ class Updater:
         plugin = getattr(self.accelerator.state, "deepspeed_plugin", None)
         if plugin is not None:
             plugin.deepspeed_config["gradient_clipping"] = settings.max_grad_norm
+            # DeepSpeed switches another's autocast off, and has one of its own.
             plugin.deepspeed_config["torch_autocast"] = {"enabled": mixed_precision, "dtype": "bfloat16"}
-        self.parameters = sum(p.numel() for p in model.parameters())
+            self._own_autocast = True
+        self.parameters = int(model.num_parameters())  # of 4-bit weights the numbers, not the bytes they are packed in
         self.trainable_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         optimizer = _adamw(model, settings.weight_decay, self.device)
         self.model, self.optimizer = self.accelerator.prepare(model.to(self.device), optimizer)
@@ -144,7 +154,7 @@ class Updater:
         """One update on examples of these sizes (tokens).
 
         `loss(examples)` gives their part of the loss, already divided by what the whole update is averaged over.
-        Raises TrainingError, before anything is changed, where the loss is not finite.
+        Raises TrainingError where the loss or the gradient is not finite, the loss before anything is changed.
         """
         import torch
 
@@ -165,10 +175,12 @@ class Updater:
                     self._check(sums["loss"])
                 self.accelerator.backward(part * self.processes)  # gradients are averaged over processes
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
+        norm = 0.0 if norm is None else float(norm)
+        self._check(norm, "gradient norm")
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step_count += 1
-        return Updated(self.step_count, sums.pop("loss"), rate, float(norm) if norm is not None else 0.0, sums)
+        return Updated(self.step_count, sums.pop("loss"), rate, norm, sums)
 
     def evaluate(self, sizes: Sequence[int], loss: PassLoss) -> dict[str, float]:
         """The sums over examples, the loss among them, without an update."""
@@ -183,7 +195,8 @@ class Updater:
 
     def _pass(self, chosen: Sequence[int], loss: PassLoss, totals: dict[str, torch.Tensor]) -> torch.Tensor:
         """One pass. Without examples it computes one all the same, for nothing: collective operations wait for it."""
-        part, sums = loss(chosen or [0])
+        with nullcontext() if self._own_autocast else self.autocast():
+            part, sums = loss(chosen or [0])
         weight = 1.0 if chosen else 0.0
         for name, value in {"loss": part, **sums}.items():
             value = value.detach().double() * weight
@@ -197,10 +210,10 @@ class Updater:
         values = torch.stack([totals[name] for name in names])
         return dict(zip(names, self.accelerator.reduce(values, "sum").tolist(), strict=True))
 
-    def _check(self, loss: float) -> None:
-        if not math.isfinite(loss):
+    def _check(self, value: float, what: str = "train loss") -> None:
+        if not math.isfinite(value):
             raise TrainingError(
-                f"the train loss became {loss} at update {self.step_count + 1}",
+                f"the {what} became {value} at update {self.step_count + 1}",
                 where=self.where,
                 todo="lower the learning rate in the profile; what was saved before is intact",
             )

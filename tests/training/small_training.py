@@ -10,7 +10,7 @@ import json
 import os
 import signal
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ class Variant:
     stage: str
     act: dict[str, Any]
     lora: bool = False
+    mixed_precision: bool = False
     compute: Compute = field(default_factory=lambda: Compute(save_every_steps=2))
 
 
@@ -34,12 +35,15 @@ VARIANTS = {
     "act": Variant("act", {}),
     "act-ahead": Variant("act", {"rollout_group": 24, "rollout_lag": 1}),
     "act-lora": Variant("act", {}, lora=True),
+    "act-bf16": Variant("act", {}, mixed_precision=True),
+    "act-bf16-lora": Variant("act", {}, lora=True, mixed_precision=True),
 }
 
 
 def profile_of(variant: Variant) -> Profile:
     tiny = load_profile(str(TESTS / "tiny.yaml"))
     policy = tiny.policy.model_copy(update={"lora": Lora(r=4, alpha=8, sft=True)}) if variant.lora else tiny.policy
+    policy = policy.model_copy(update={"mixed_precision": variant.mixed_precision})
     sft = tiny.sft.model_copy(update={"epochs": 2, "batch_size": 8, "further_learning_rates": (1e-3,)})
     act = tiny.act.model_copy(update={"epochs": 2, "batch_size": 8, **variant.act})
     return tiny.model_copy(update={"policy": policy, "sft": sft, "act": act, "compute": variant.compute})
@@ -126,7 +130,7 @@ def launched(job: Path) -> None:
     variant = replace(VARIANTS[wanted["variant"]], compute=Compute.model_validate(wanted["compute"]))
     _, points = train(variant, Path(wanted["folder"]))
     if os.environ["RANK"] == "0":
-        job.with_name("losses.json").write_text(json.dumps([[p.step, p.split, p.loss] for p in points]))
+        job.with_name("losses.json").write_text(json.dumps([asdict(p) for p in points]))
 
 
 if __name__ == "__main__":

@@ -6,12 +6,14 @@ import importlib.util
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from act_assets.profile import Compute
+from act_assets.training.history import TrainingPoint
 from resources import compute as launching
 
 SMALL = Path(__file__).resolve().parent / "small_training.py"
@@ -31,38 +33,70 @@ small = _small()
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
-    """The losses of one process."""
-    losses = {}
-    for name in ("act", "sft"):
-        folder = tmp_path_factory.mktemp(name)
-        _, points = small.train(small.VARIANTS[name], folder)
-        losses[name] = [[p.step, p.split, p.loss] for p in points]
-    return losses
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Any]]:
+    """The points of one process, by variant; trained once."""
+    found: dict[str, list[Any]] = {}
+
+    def points(variant: str) -> list[Any]:
+        if variant not in found:
+            found[variant] = small.train(small.VARIANTS[variant], tmp_path_factory.mktemp(variant))[1]
+        return found[variant]
+
+    return points
+
+
+def _together(
+    variant: str, strategy: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any
+) -> list[TrainingPoint]:
+    """The points of two processes."""
+    monkeypatch.setattr(launching, "PROGRAM", (str(SMALL),))
+    compute = Compute(launcher="accelerate", strategy=strategy, processes=2, **changes)  # type: ignore[arg-type]
+    small.write_base(folder)
+    job = folder / "job.json"
+    job.write_text(json.dumps({"variant": variant, "folder": str(folder), "compute": compute.model_dump()}))
+    launching.launch(compute, job)
+    return [TrainingPoint(**p) for p in json.loads((folder / "losses.json").read_text())]
 
 
 @pytest.mark.end_to_end
-@pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3", "fsdp"])
-@pytest.mark.parametrize("stage", ["act", "sft"])
+@pytest.mark.parametrize(
+    ("variant", "strategy"),
+    [("act", "ddp"), ("act", "zero2"), ("act", "zero3"), ("act", "fsdp"), ("sft", "zero3"), ("sft", "ddp")],
+)
 def test_two_processes_have_the_losses_of_one(
-    stage: str, strategy: str, alone: dict[str, list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    variant: str,
+    strategy: str,
+    alone: Callable[[str], list[Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(launching, "PROGRAM", (str(SMALL),))
-    compute = Compute(launcher="accelerate", strategy=strategy, processes=2, save_every_steps=3)  # type: ignore[arg-type]
-    small.write_base(tmp_path)
-    job = tmp_path / "job.json"
-    job.write_text(json.dumps({"variant": stage, "folder": str(tmp_path), "compute": compute.model_dump()}))
-    launching.launch(compute, job)
-    found = json.loads((tmp_path / "losses.json").read_text())
-    assert [point[:2] for point in found] == [point[:2] for point in alone[stage]]
-    assert [point[2] for point in found] == pytest.approx([point[2] for point in alone[stage]], rel=1e-3)
+    found, expected = _together(variant, strategy, tmp_path, monkeypatch, save_every_steps=3), alone(variant)
+    assert [(p.step, p.split) for p in found] == [(p.step, p.split) for p in expected]
+    assert [p.loss for p in found] == pytest.approx([p.loss for p in expected], rel=1e-3)
+    train = [(p.gradient_norm, q.gradient_norm) for p, q in zip(found, expected, strict=True) if p.split == "train"]
+    assert [a for a, _ in train] == pytest.approx([b for _, b in train], rel=1e-2)
     assert (tmp_path / "out" / "model" / "model.safetensors").is_file()
+
+
+@pytest.mark.end_to_end
+@pytest.mark.parametrize(("variant", "strategy"), [("act-bf16", "ddp"), ("act-bf16-lora", "ddp"), ("act-bf16", "fsdp")])
+def test_in_mixed_precision_gradients_are_averaged_and_the_policy_begins_as_the_reference(
+    variant: str,
+    strategy: str,
+    alone: Callable[[str], list[Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found, expected = _together(variant, strategy, tmp_path, monkeypatch), alone(variant)
+    assert found[0].reward_margin == expected[0].reward_margin == 0.0
+    for a, b in zip(found[:4], expected[:4], strict=True):  # later rollouts may differ: bf16 breaks ties
+        assert a.gradient_norm == pytest.approx(b.gradient_norm, rel=0.1)
 
 
 @pytest.mark.end_to_end
 @pytest.mark.parametrize("strategy", ["zero2", "zero3", "fsdp"])
 def test_a_training_begun_by_one_process_goes_on_with_two(
-    strategy: str, alone: dict[str, list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    strategy: str, alone: Callable[[str], list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from act_assets.training.update import Updater
 
@@ -78,11 +112,6 @@ def test_a_training_begun_by_one_process_goes_on_with_two(
         with pytest.raises(KeyboardInterrupt):
             small.train(small.VARIANTS["act"], tmp_path)
     shutil.rmtree(tmp_path / "out")
-    monkeypatch.setattr(launching, "PROGRAM", (str(SMALL),))
-    compute = Compute(launcher="accelerate", strategy=strategy, processes=2)  # type: ignore[arg-type]
-    job = tmp_path / "job.json"
-    job.write_text(json.dumps({"variant": "act", "folder": str(tmp_path), "compute": compute.model_dump()}))
-    launching.launch(compute, job)
-    found = json.loads((tmp_path / "losses.json").read_text())
-    assert [point[2] for point in found] == pytest.approx([point[2] for point in alone["act"]], rel=1e-3)
-    assert found[:6] == alone["act"][:6], "the updates before the cut are not made again"
+    found, expected = _together("act", strategy, tmp_path, monkeypatch), alone("act")
+    assert [p.loss for p in found] == pytest.approx([p.loss for p in expected], rel=1e-3)
+    assert found[:6] == expected[:6], "the updates before the cut are not made again"

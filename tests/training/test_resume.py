@@ -126,3 +126,45 @@ def test_a_vanished_endpoint_ends_with_a_state_to_go_on_from(tmp_path: Path, mon
     shutil.rmtree(tmp_path / "cut" / "out")
     _, points = small.train(small.VARIANTS["act"], tmp_path / "cut")
     assert points == expected
+
+
+def test_with_a_lag_a_vanished_endpoint_costs_updates_and_not_exactness(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from act_assets.errors import RoleError
+    from act_assets.training.act import SelfTraining
+
+    (tmp_path / "whole").mkdir()
+    _, expected = small.train(small.VARIANTS["act-ahead"], tmp_path / "whole")
+    call, calls = SelfTraining.__call__, [0]
+
+    def vanishing(self: Any, *arguments: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 4:
+            raise RoleError("replies of the simulated user: 8 of 8 failed", todo="run again")
+        return call(self, *arguments)
+
+    (tmp_path / "cut").mkdir()
+    monkeypatch.setattr(SelfTraining, "__call__", vanishing)
+    with pytest.raises(RoleError):
+        small.train(small.VARIANTS["act-ahead"], tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "out")
+    _, points = small.train(small.VARIANTS["act-ahead"], tmp_path / "cut")
+    assert points == expected
+
+
+def test_a_disk_that_is_full_when_a_model_is_kept_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import errno
+
+    from act_assets.training import supervised
+
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(supervised, "save_model", full)
+        with pytest.raises(TrainingError, match=r"(?s)could not write what it keeps.*free space"):
+            small.train(small.VARIANTS["sft"], tmp_path)
+    shutil.rmtree(tmp_path / "out")
+    facts, _ = small.train(small.VARIANTS["sft"], tmp_path)
+    assert facts["steps"] == 10

@@ -219,3 +219,18 @@ def test_packing_the_turns_of_a_conversation_computes_less_and_changes_no_loss(
         tokens.append(batch.tokens)
     assert scores[0] == pytest.approx(scores[1], rel=1e-5)
     assert tokens[0] < 0.8 * tokens[1]
+
+
+def test_a_conversation_that_is_longer_than_a_pass_is_split(
+    pacific: Task, few_turns: list[TurnState], chat: ChatFormat, tiny_profile: Profile, tmp_path: Path
+) -> None:
+    scratch = tiny_profile.policy.scratch
+    assert scratch is not None
+    save_model(build_model(scratch, len(chat.tokenizer), 1280, chat, seed=1), chat.tokenizer, tmp_path / "base")
+    losses = []
+    for limit in (None, 500):
+        profile = tiny_profile.model_copy(update={"compute": Compute(micro_batch_tokens=limit)})
+        (tmp_path / str(limit)).mkdir()
+        _, points = _train(pacific, few_turns, few_turns, tmp_path / "base", profile, tmp_path / str(limit))
+        losses.append([p.loss for p in points])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)

@@ -323,8 +323,8 @@ class _Loop:
                         epoch, lambda to: save_model(self.updater.policy, self.chat.tokenizer, to, weights)
                     )
             if self.updater.is_main:
-                rows = self.rollouts
-                self.folder.file(f"rollouts/epoch-{epoch:02d}.parquet", lambda to: write_rows(to, rows, Rollout))
+                done = self.rollouts
+                self.folder.file(f"rollouts/epoch-{epoch:02d}.parquet", lambda to: write_rows(to, done, Rollout))
             self.rollouts = []
 
     # --- states ---

@@ -59,6 +59,7 @@ def examine() -> list[Line]:
     lines.append(_try("ACT_HOME", lambda: str(act_home())))
     if lines[-1].ok:
         lines.append(_try("memo", _memo))
+        lines.append(Line("unfinished", _unfinished()))
     lines.append(_try("prices", _prices))
     for name in profile_names():
         lines.append(_try(f"profile {name}", lambda name=name: load_profile(name).policy.model))
@@ -75,6 +76,19 @@ def _memo() -> str:
     database = memo_folder() / "memo.duckdb"
     size = f"{database.stat().st_size / 2**20:.1f} MiB" if database.is_file() else "nothing yet"
     return f"{database}: {size} (act memo stats)"
+
+
+def _unfinished() -> str:
+    """Trainings that were cut short, and what they hold on disk."""
+    folder = act_home() / "unfinished"
+    states = list(folder.rglob("states/step-*"))
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    if not size:
+        return "no training that was cut short"
+    return (
+        f"{folder}: {size / 1e9:.1f} GB of trainings that were cut short ({len(states)} states); run them again with "
+        "the same settings and they go on, or delete this folder"
+    )
 
 
 def _prices() -> str:

@@ -251,6 +251,7 @@ def test_doctor_shows_what_is_there_and_never_a_key(act: Act, home: Path, monkey
     assert "250 + 27 conversations" in ended.out
     assert str(home) in lines["ACT_HOME"]
     assert "problem" not in ended.out
+    assert "no training that was cut short" in lines["unfinished"]
     assert lines["torch"].split()[0] == "ok"
 
 

@@ -260,3 +260,67 @@ def test_listeners_hear_of_what_is_made_and_of_what_is_there(run: StageRun) -> N
         run_stage(STAGES, "lines", run)
     run_stage(STAGES, "number", run)
     assert heard == [("began", "lines pacific"), ("lines pacific", False), ("lines pacific", True)]
+
+
+# --- stages that go on where they were cut short ---
+
+
+def build_long(run: StageRun, folder: Path) -> dict[str, Any]:
+    """Counts in `work` how often it was begun; is cut short the first time."""
+    run.work.mkdir(parents=True, exist_ok=True)
+    begun = run.work / "begun.txt"
+    begun.write_text((begun.read_text() if begun.exists() else "") + "x")
+    if begun.read_text() == "x":
+        raise ActError("cut short")
+    (folder / "long.txt").write_text(begun.read_text())
+    return {}
+
+
+LONG = {"long": Stage("long", False, (), build_long, resumable=True)}
+
+
+def _work(run: StageRun) -> list[Path]:
+    folder = run.store.root.parent / "unfinished"
+    return [p for p in folder.rglob("*") if p.is_dir() and len(p.name) >= 16]
+
+
+def test_a_resumable_stage_goes_on_in_its_folder_which_goes_when_it_is_done(run: StageRun) -> None:
+    with pytest.raises(ActError, match="cut short"):
+        run_stage(LONG, "long", run)
+    assert len(_work(run)) == 1
+    other = run_with_seed(run, 1)
+    with pytest.raises(ActError, match="cut short"):
+        run_stage(LONG, "long", other)  # another identity begins anew
+    assert run_stage(LONG, "long", run).artifact.file("long.txt").read_text() == "xx"
+    assert len(_work(run)) == 1, "the other's stays"
+    assert run_stage(LONG, "long", run).reused
+
+
+def run_with_seed(run: StageRun, seed: int) -> StageRun:
+    return replace(run, seed=seed)
+
+
+def test_what_a_killed_run_could_not_clear_up_goes_with_the_next(run: StageRun) -> None:
+    with pytest.raises(ActError):
+        run_stage(LONG, "long", run)
+    (work,) = _work(run)
+    run_stage(LONG, "long", run)
+    work.mkdir(parents=True)
+    (work / "state").write_text("left")
+    assert run_stage(LONG, "long", run).reused
+    assert not work.exists()
+
+
+def test_one_run_at_a_time_makes_a_resumable_artifact(run: StageRun) -> None:
+    refused: list[str] = []
+
+    def build(inner: StageRun, folder: Path) -> dict[str, Any]:
+        with pytest.raises(ActError, match="being made by another run") as raised:
+            run_stage(stages, "long", run)
+        refused.append(str(raised.value))
+        (folder / "long.txt").write_text("alone")
+        return {}
+
+    stages = {"long": Stage("long", False, (), build, resumable=True)}
+    assert not run_stage(stages, "long", run).reused
+    assert len(refused) == 1

@@ -45,7 +45,7 @@ class Sharding:
         with torch.no_grad():
             for name, p in self.trained():
                 p.copy_(weights[name])
-                if moments:
+                if f"{name}/{MOMENTS[0]}" in moments:  # a weight that never had a gradient has none
                     found = {m: moments[f"{name}/{m}"].to(p.device, copy=True) for m in MOMENTS}
                     on = p.device if self.optimizer.param_groups[0].get("fused") else "cpu"
                     self.optimizer.state[p] = {"step": torch.tensor(float(step), device=on), **found}
@@ -61,12 +61,12 @@ class Sharding:
         if self.accelerator.num_processes == 1:
             return list(rows)
         device = self.accelerator.device
-        text = torch.tensor(list(json.dumps(list(rows)).encode()), dtype=torch.uint8, device=device)
+        text = torch.frombuffer(bytearray(json.dumps(list(rows)).encode()), dtype=torch.uint8).to(device)
         lengths = self.accelerator.gather(torch.tensor([len(text)], device=device)).tolist()
         padded = torch.zeros((1, max(lengths)), dtype=torch.uint8, device=device)
         padded[0, : len(text)] = text
         everything = self.accelerator.gather(padded).cpu()
-        parts = [bytes(row[:n].tolist()) for row, n in zip(everything, lengths, strict=True)]
+        parts = [row[:n].numpy().tobytes() for row, n in zip(everything, lengths, strict=True)]
         return [value for part in parts for value in json.loads(part)]
 
     def _on_main(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -137,7 +137,7 @@ class DeepSpeed(Sharding):
             with torch.no_grad(), zero.GatheredParameters([p], modifier_rank=0):
                 p.data.copy_(value)
             safe_set_full_fp32_param(p, value)
-            for m in MOMENTS if moments else ():
+            for m in MOMENTS if f"{name}/{MOMENTS[0]}" in moments else ():
                 safe_set_full_optimizer_state(p, moments[f"{name}/{m}"].to(self.accelerator.device), m)
         self._count(step)
 
@@ -184,7 +184,7 @@ class FullyShardedDataParallel(Sharding):
         with torch.no_grad():
             for name, p in self.trained():
                 p.copy_(like(weights[name], p))
-                if moments:
+                if f"{name}/{MOMENTS[0]}" in moments:
                     found = {m: like(moments[f"{name}/{m}"], p) for m in MOMENTS}
                     on = self.accelerator.device if self.optimizer.param_groups[0].get("fused") else "cpu"
                     self.optimizer.state[p] = {"step": torch.tensor(float(step), device=on), **found}

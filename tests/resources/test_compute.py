@@ -358,7 +358,6 @@ def trained_by(strategy: str, monkeypatch: pytest.MonkeyPatch, job: Path) -> lis
     [
         ("ddp", "MULTI_CPU"),
         pytest.param("fsdp", "FSDP", marks=pytest.mark.end_to_end),
-        pytest.param("zero2", "DEEPSPEED", marks=pytest.mark.end_to_end),
         pytest.param("zero3", "DEEPSPEED", marks=pytest.mark.end_to_end),
     ],
 )

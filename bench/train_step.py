@@ -1,6 +1,6 @@
 """What an update costs: ours, with the prompt of a pair computed once and in the plain form, against TRL's DPOTrainer.
 
-    python bench/train_step.py                          # about two minutes
+    python bench/train_step.py                          # about four minutes
 
 The same 64 PACIFIC pairs, the same policy of the laptop profile (random weights), the same batches, each in a process
 of its own, turn by turn in one run. An update is: score the batch with the frozen reference, forward, backward, AdamW.

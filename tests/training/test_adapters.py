@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -85,3 +86,28 @@ def test_the_same_seed_gives_the_same_adapter(model: Any) -> None:
 
     assert all(torch.equal(a, b) for a, b in zip(drawn(1), drawn(1), strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(drawn(1), drawn(2), strict=True))
+
+
+def test_a_four_bit_base_stays_and_its_adapter_learns(
+    tiny_profile: Profile, tiny_tokenizer: Any, tmp_path: Any
+) -> None:
+    pytest.importorskip("bitsandbytes", reason="QLoRA is of the extra gpu")
+    from act_assets.training.policy import load_model, save_model
+
+    assert tiny_profile.policy.scratch is not None
+    wide = tiny_profile.policy.scratch.model_copy(update={"hidden_size": 128})  # blocks of 64 are the smallest
+    built = build_model(wide, len(tiny_tokenizer), 1280, ChatFormat(tiny_tokenizer), seed=1)
+    save_model(built, tiny_tokenizer, tmp_path)
+    base, _ = load_model(tmp_path, quantized=True)
+    adapted = with_adapter(base, Lora(r=4, alpha=8, quantized=True), 0, mixed_precision=True)
+    settings = Optimisation(epochs=1, learning_rate=0.05, batch_size=1, warm_up_ratio=0.0)
+    updater = Updater(adapted, settings, Compute(), 10, 0, "a test", mixed_precision=True)
+    assert updater.parameters > 0.9 * built.num_parameters(), "numbers, not the bytes that hold two of them"
+    frozen_before = {n: p.detach().clone() for n, p in updater.policy.named_parameters() if not p.requires_grad}
+    batch = Batch.of(rows_of([ROW], share=True), 0)
+    losses = [
+        updater.step([6], lambda chosen: (-sequence_log_probs(updater.model, batch).sum(), {})).loss for _ in range(5)
+    ]
+    assert losses[-1] < losses[0] - 0.01
+    after = dict(updater.policy.named_parameters())
+    assert all(torch.equal(p.flatten(), after[n].flatten()) for n, p in frozen_before.items())

@@ -22,7 +22,7 @@ from act_assets.seeds import derive_seed
 from act_assets.tasks.base import Task
 from act_assets.training.act import Pair, Rollout, Sampled, SelfTraining, Verdict, initial_pair
 from act_assets.training.adapters import adapter_off, frozen, merged, with_adapter
-from act_assets.training.board import Board, point_scalars
+from act_assets.training.board import Board, point_scalars, replay
 from act_assets.training.chat import ChatFormat
 from act_assets.training.engine import RolloutEngine, make_engine
 from act_assets.training.history import History, TrainingPoint
@@ -349,9 +349,7 @@ class _Loop:
         if saved is None:
             return
         record = saved.record
-        for point in record["points"]:
-            self.history.points.append(TrainingPoint(**point))
-            self.board.scalars(point["step"], point_scalars(self.history.points[-1]))
+        replay(record["points"], self.history, self.board)
         self.best = record["best"] and TrainingPoint(**record["best"])
         self.kept = record["kept"]
         self.reference.restore(record["reference"])

@@ -15,13 +15,13 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-from act_assets.training.history import TrainingPoint
+from act_assets.training.history import History, TrainingPoint
 
 TENSORBOARD = "tensorboard"  # folder of event files, in an artifact's logs/
 LIVE = "live.jsonl"  # beside it, one JSON object a line: `step`, and the newest value of every measure
@@ -128,6 +128,14 @@ def _event_writer(folder: Path, resumed_at: int | None) -> Any:
         print("    no TensorBoard files: pip install tensorboard to have them", file=sys.stderr, flush=True)
         return None
     return SummaryWriter(str(folder), purge_step=resumed_at, flush_secs=10)
+
+
+def replay(points: Iterable[Mapping[str, Any]], history: History, board: Board) -> None:
+    """Puts back the points that a state holds: into the curve, and into event files that begin anew."""
+    for figures in points:
+        point = TrainingPoint(**figures)
+        history.points.append(point)
+        board.scalars(point.step, point_scalars(point))
 
 
 class LiveTail:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from act_assets.profile import Compute, Optimisation
 from act_assets.seeds import derive_seed
-from act_assets.training.board import Board, point_scalars
+from act_assets.training.board import Board, point_scalars, replay
 from act_assets.training.history import History, TrainingPoint
 from act_assets.training.packing import Batch, PackedRow, TokenRow, grow
 from act_assets.training.policy import save_model
@@ -80,9 +80,7 @@ class Supervised:
         kept: dict[str, Any] = {}
         saved = folder.resume(self.updater) if folder else None
         if saved:
-            for figures in saved.record["points"]:
-                self.history.points.append(TrainingPoint(**figures))
-                board.scalars(figures["step"], point_scalars(self.history.points[-1]))
+            replay(saved.record["points"], self.history, board)
             meter.restore(saved.record["meter"])
             kept = dict(saved.record["kept"])
             restore(kept)

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from act_assets.errors import TrainingError
+from act_assets.errors import RoleError, TrainingError
+from act_assets.training.act import SelfTraining
 from act_assets.training.state import StateStore
 
 SMALL = Path(__file__).resolve().parent / "small_training.py"
@@ -102,12 +103,8 @@ def test_a_state_that_is_not_whole_is_passed_over_and_named(tmp_path: Path, caps
     assert points == expected
 
 
-def test_a_vanished_endpoint_ends_with_a_state_to_go_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from act_assets.errors import RoleError
-    from act_assets.training.act import SelfTraining
-
-    (tmp_path / "whole").mkdir()
-    _, expected = small.train(small.VARIANTS["act"], tmp_path / "whole")
+def _vanish_at_the_fourth_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The simulated user has no answer for one group, and is there again afterwards."""
     call, calls = SelfTraining.__call__, [0]
 
     def vanishing(self: Any, *arguments: Any) -> Any:
@@ -116,8 +113,14 @@ def test_a_vanished_endpoint_ends_with_a_state_to_go_on_from(tmp_path: Path, mon
             raise RoleError("replies of the simulated user: 8 of 8 failed", todo="run again")
         return call(self, *arguments)
 
-    (tmp_path / "cut").mkdir()
     monkeypatch.setattr(SelfTraining, "__call__", vanishing)
+
+
+def test_a_vanished_endpoint_ends_with_a_state_to_go_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "whole").mkdir()
+    _, expected = small.train(small.VARIANTS["act"], tmp_path / "whole")
+    (tmp_path / "cut").mkdir()
+    _vanish_at_the_fourth_group(monkeypatch)
     with pytest.raises(RoleError, match="simulated user"):
         small.train(small.VARIANTS["act"], tmp_path / "cut")
     saved = StateStore(tmp_path / "cut" / "work" / "states", 2, "").latest()
@@ -131,21 +134,10 @@ def test_a_vanished_endpoint_ends_with_a_state_to_go_on_from(tmp_path: Path, mon
 def test_with_a_lag_a_vanished_endpoint_costs_updates_and_not_exactness(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from act_assets.errors import RoleError
-    from act_assets.training.act import SelfTraining
-
     (tmp_path / "whole").mkdir()
     _, expected = small.train(small.VARIANTS["act-ahead"], tmp_path / "whole")
-    call, calls = SelfTraining.__call__, [0]
-
-    def vanishing(self: Any, *arguments: Any) -> Any:
-        calls[0] += 1
-        if calls[0] == 4:
-            raise RoleError("replies of the simulated user: 8 of 8 failed", todo="run again")
-        return call(self, *arguments)
-
     (tmp_path / "cut").mkdir()
-    monkeypatch.setattr(SelfTraining, "__call__", vanishing)
+    _vanish_at_the_fourth_group(monkeypatch)
     with pytest.raises(RoleError):
         small.train(small.VARIANTS["act-ahead"], tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut" / "out")

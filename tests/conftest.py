@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,22 @@ TINY = REPO / "tests" / "tiny.yaml"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The end-to-end files first: of two workers one goes through these while the other does all the rest."""
     items.sort(key=lambda item: item.get_closest_marker("end_to_end") is None)
+
+
+def beside(path: Path) -> Any:
+    """A module of helpers that lies beside the tests; one of it in a process."""
+    if path.stem not in sys.modules:
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[path.stem])
+    return sys.modules[path.stem]
+
+
+@pytest.fixture(scope="session")
+def checkpoints() -> Any:
+    return beside(REPO / "tests" / "checkpoints.py")
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,16 +17,6 @@ from act_assets.profile import Profile
 from act_assets.tasks import get_task
 from act_assets.training.model_card import card_text
 from resources.artifacts import Artifact, Key
-
-
-@pytest.fixture(scope="module")
-def checkpoints() -> Any:
-    if "checkpoints" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("checkpoints", Path(__file__).parent / "checkpoints.py")
-        assert spec is not None and spec.loader is not None
-        sys.modules["checkpoints"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["checkpoints"])
-    return sys.modules["checkpoints"]
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import sys
 from collections.abc import Callable, Sequence
@@ -29,16 +28,6 @@ class Ended(NamedTuple):
     code: int
     out: str
     err: str
-
-
-@pytest.fixture(scope="module")
-def checkpoints() -> Any:
-    if "checkpoints" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("checkpoints", Path(__file__).parent / "checkpoints.py")
-        assert spec is not None and spec.loader is not None
-        sys.modules["checkpoints"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["checkpoints"])
-    return sys.modules["checkpoints"]
 
 
 @pytest.fixture

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import errno
-import importlib.util
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,16 +21,6 @@ from act_assets.publish import checkpoint_of, export_model, generation_settings
 from act_assets.tasks.base import Task
 from act_assets.training.chat import ChatFormat
 from resources.artifacts import Key
-
-
-@pytest.fixture(scope="module")
-def checkpoints() -> Any:
-    if "checkpoints" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("checkpoints", Path(__file__).parent / "checkpoints.py")
-        assert spec is not None and spec.loader is not None
-        sys.modules["checkpoints"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["checkpoints"])
-    return sys.modules["checkpoints"]
 
 
 @pytest.fixture

@@ -47,6 +47,11 @@ def checkpoints() -> Any:
 
 
 @pytest.fixture(scope="session")
+def small() -> Any:
+    return beside(REPO / "tests" / "training" / "small_training.py")
+
+
+@pytest.fixture(scope="session")
 def pacific() -> Task:
     return get_task("pacific")
 

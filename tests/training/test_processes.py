@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,21 +17,8 @@ from resources import compute as launching
 SMALL = Path(__file__).resolve().parent / "small_training.py"
 
 
-def _small() -> Any:
-    spec = importlib.util.spec_from_file_location("small_training", SMALL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["small_training"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-small = _small()
-
-
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Any]]:
+def alone(small: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Any]]:
     """The points of one process, by variant; trained once."""
     found: dict[str, list[Any]] = {}
 
@@ -46,7 +31,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Any]
 
 
 def _together(
-    variant: str, strategy: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any
+    small: Any, variant: str, strategy: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any
 ) -> list[TrainingPoint]:
     """The points of two processes."""
     monkeypatch.setattr(launching, "PROGRAM", (str(SMALL),))
@@ -64,13 +49,14 @@ def _together(
     [("act", "ddp"), ("act", "zero2"), ("act", "zero3"), ("act", "fsdp"), ("sft", "zero3")],
 )
 def test_two_processes_have_the_losses_of_one(
+    small: Any,
     variant: str,
     strategy: str,
     alone: Callable[[str], list[Any]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found, expected = _together(variant, strategy, tmp_path, monkeypatch, save_every_steps=3), alone(variant)
+    found, expected = _together(small, variant, strategy, tmp_path, monkeypatch, save_every_steps=3), alone(variant)
     assert [(p.step, p.split) for p in found] == [(p.step, p.split) for p in expected]
     assert [p.loss for p in found] == pytest.approx([p.loss for p in expected], rel=1e-3)
     train = [(p.gradient_norm, q.gradient_norm) for p, q in zip(found, expected, strict=True) if p.split == "train"]
@@ -81,13 +67,14 @@ def test_two_processes_have_the_losses_of_one(
 @pytest.mark.end_to_end
 @pytest.mark.parametrize(("variant", "strategy"), [("act-bf16-lora", "ddp"), ("act-bf16", "fsdp")])
 def test_in_mixed_precision_gradients_are_averaged_and_the_policy_begins_as_the_reference(
+    small: Any,
     variant: str,
     strategy: str,
     alone: Callable[[str], list[Any]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found, expected = _together(variant, strategy, tmp_path, monkeypatch), alone(variant)
+    found, expected = _together(small, variant, strategy, tmp_path, monkeypatch), alone(variant)
     assert found[0].reward_margin == expected[0].reward_margin == 0.0
     for a, b in zip(found[:4], expected[:4], strict=True):  # later rollouts may differ: bf16 breaks ties
         assert a.gradient_norm == pytest.approx(b.gradient_norm, rel=0.1)
@@ -96,7 +83,7 @@ def test_in_mixed_precision_gradients_are_averaged_and_the_policy_begins_as_the_
 @pytest.mark.end_to_end
 @pytest.mark.parametrize("strategy", ["zero2", "zero3"])
 def test_a_training_begun_by_one_process_goes_on_with_two(
-    strategy: str, alone: Callable[[str], list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: Any, strategy: str, alone: Callable[[str], list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from act_assets.training.update import Updater
 
@@ -112,6 +99,6 @@ def test_a_training_begun_by_one_process_goes_on_with_two(
         with pytest.raises(KeyboardInterrupt):
             small.train(small.VARIANTS["act"], tmp_path)
     shutil.rmtree(tmp_path / "out")
-    found, expected = _together("act", strategy, tmp_path, monkeypatch), alone("act")
+    found, expected = _together(small, "act", strategy, tmp_path, monkeypatch), alone("act")
     assert [p.loss for p in found] == pytest.approx([p.loss for p in expected], rel=1e-3)
     assert found[:6] == expected[:6], "the updates before the cut are not made again"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import random
 import shutil
 import signal
@@ -21,19 +20,6 @@ from act_assets.training.state import StateStore
 SMALL = Path(__file__).resolve().parent / "small_training.py"
 
 
-def _small() -> Any:
-    spec = importlib.util.spec_from_file_location("small_training", SMALL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["small_training"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-small = _small()
-
-
 def _content(folder: Path) -> dict[str, str]:
     """The hash of everything that a training leaves, its logs apart."""
     files = [p for p in sorted(folder.rglob("*")) if p.is_file() and "logs" not in p.relative_to(folder).parts]
@@ -48,7 +34,7 @@ def _killed(variant: str, folder: Path, after: int) -> None:
 
 
 @pytest.mark.parametrize("variant", ["sft", "sft-lora", "act", "act-ahead", "act-lora"])
-def test_a_killed_training_goes_on_to_the_same_losses_and_weights(variant: str, tmp_path: Path) -> None:
+def test_a_killed_training_goes_on_to_the_same_losses_and_weights(small: Any, variant: str, tmp_path: Path) -> None:
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
     _, expected = small.train(small.VARIANTS[variant], tmp_path / "whole")
@@ -66,7 +52,9 @@ def test_a_killed_training_goes_on_to_the_same_losses_and_weights(variant: str, 
     assert any(name.endswith("model.safetensors") for name in _content(tmp_path / "whole" / "out"))
 
 
-def test_a_finished_learning_rate_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_learning_rate_is_not_tried_again(
+    small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from act_assets.training.supervised import Supervised
 
     tried: list[float] = []
@@ -87,7 +75,9 @@ def test_a_finished_learning_rate_is_not_tried_again(tmp_path: Path, monkeypatch
     assert [rate for rate, _ in facts["tried_learning_rates"]] == [5e-3, 1e-3]
 
 
-def test_a_state_that_is_not_whole_is_passed_over_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_state_that_is_not_whole_is_passed_over_and_named(
+    small: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "whole").mkdir()
     _, expected = small.train(small.VARIANTS["act"], tmp_path / "whole")
     (tmp_path / "killed").mkdir()
@@ -116,7 +106,9 @@ def _vanish_at_the_fourth_group(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SelfTraining, "__call__", vanishing)
 
 
-def test_a_vanished_endpoint_ends_with_a_state_to_go_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_vanished_endpoint_ends_with_a_state_to_go_on_from(
+    small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "whole").mkdir()
     _, expected = small.train(small.VARIANTS["act"], tmp_path / "whole")
     (tmp_path / "cut").mkdir()
@@ -132,7 +124,7 @@ def test_a_vanished_endpoint_ends_with_a_state_to_go_on_from(tmp_path: Path, mon
 
 
 def test_with_a_lag_a_vanished_endpoint_costs_updates_and_not_exactness(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "whole").mkdir()
     _, expected = small.train(small.VARIANTS["act-ahead"], tmp_path / "whole")
@@ -145,7 +137,9 @@ def test_with_a_lag_a_vanished_endpoint_costs_updates_and_not_exactness(
     assert points == expected
 
 
-def test_a_disk_that_is_full_when_a_model_is_kept_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_full_when_a_model_is_kept_is_said(
+    small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import errno
 
     from act_assets.training import supervised

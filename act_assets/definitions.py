@@ -8,7 +8,7 @@ from act_assets.defs.assets import ASSETS
 from act_assets.defs.checks import CHECKS
 from act_assets.defs.jobs import JOBS
 from act_assets.defs.prompts import PROMPTS
-from resources.configured import ActSettings
+from act_assets.defs.resources import ActSettings
 
 # The multiprocess executor costs about two seconds a step; training has a process of its own anyway.
 defs = dg.Definitions(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from act_assets.errors import ActError
 from act_assets.tasks import get_task
+from resources.errors import ActError
 
 PACKAGE = Path(__file__).resolve().parent
 PROJECT = PACKAGE.parent

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from act_assets.conversation import ActionLabel, Conversation, PreferencePair, TurnState, once_per_prompt
-from act_assets.errors import ActError, DataError
-from act_assets.roles.base import require_all
+from act_assets.roles.role import require_all
 from act_assets.seeds import derive_seed
 from act_assets.tasks.base import Task, messages_of
+from resources.errors import ActError, DataError
 from resources.llm.base import LLMFailure
 
 

@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from act_assets.errors import ProfileError, all_mistakes, mistake_of
 from act_assets.home import PACKAGE
+from resources.errors import ProfileError, all_mistakes, mistake_of
 
 Positive = Annotated[int, Field(gt=0, strict=True)]
 Rate = Annotated[float, Field(gt=0)]

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from act_assets.errors import DataError
+from resources.errors import DataError
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from act_assets.conversation import Trajectory, TurnState, Utterance
-from act_assets.roles.base import require_all
+from act_assets.roles.role import require_all
 from act_assets.seeds import derive_seed
 from act_assets.tasks.base import Task
 from resources.llm.base import LLMFailure

@@ -41,7 +41,7 @@ class StageFigures:
 
 def run_demo(home: Path, profile: str, train_size: int) -> tuple[float, dict[str, StageFigures]]:
     """One `act run`; (wall seconds, figures by stage)."""
-    command = [sys.executable, "-m", "act_assets.cli", "run", "--train-size", str(train_size), "--profile", profile]
+    command = [sys.executable, "-m", "act_assets.cli.app", "run", "--train-size", str(train_size), "--profile", profile]
     started = time.perf_counter()
     process = subprocess.Popen(
         command,

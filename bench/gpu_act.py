@@ -130,7 +130,7 @@ class Material:
 def read_material(options: argparse.Namespace) -> Material:
     from act_assets.preference import build_pairs
     from act_assets.roles import EmbeddedProvider, Generator, IntentSummarizer, RoleSettings
-    from act_assets.roles.base import require_all
+    from act_assets.roles.role import require_all
     from act_assets.seeds import derive_seed
     from act_assets.tasks import get_task
 
@@ -175,7 +175,7 @@ def train_bpe(texts: Sequence[str], vocabulary: int) -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    from act_assets.training.chat import CHAT_TEMPLATE, SPECIAL_TOKENS
+    from act_assets.training.chat_template import CHAT_TEMPLATE, SPECIAL_TOKENS
 
     core = Tokenizer(models.BPE())
     digits, level = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -281,7 +281,7 @@ def parameter_counts(options: argparse.Namespace) -> tuple[int, int]:
 def predict(options: argparse.Namespace, material: Material, profile: Any, gpu: str | None) -> dict[str, float]:
     """Tokens of a pair, counted on the data; then operations over peak, and bytes of weights over bandwidth."""
     from act_assets.training.act import initial_pair
-    from act_assets.training.chat import ChatFormat
+    from act_assets.training.chat_template import ChatFormat
     from act_assets.training.meter import peak_flops
     from act_assets.training.policy import PromptEncoder
 
@@ -398,8 +398,8 @@ def measure(options: argparse.Namespace, material: Material, profile: Any, folde
     import torch
 
     from act_assets.roles import Classifier, EmbeddedProvider, RoleSettings, Simulator
-    from act_assets.training import act_training
-    from act_assets.training.chat import ChatFormat
+    from act_assets.training import act_trainer as act_training
+    from act_assets.training.chat_template import ChatFormat
     from act_assets.training.policy import pick_device, save_model
 
     device = pick_device()
@@ -586,7 +586,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     options = options_of(arguments)
     given = sys.argv[1:] if arguments is None else arguments
-    from act_assets.errors import ActError
+    from resources.errors import ActError
 
     try:
         print(json.dumps(both(given) if options.plain else run(options)))

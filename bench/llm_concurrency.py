@@ -25,12 +25,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from resources.llm.asking import Persistence
 from resources.llm.base import ChatMessage, LLMRequest, LLMResponse, ProviderError, Sampling
 from resources.llm.client import LLM, Memory
 from resources.llm.gemini import GeminiProvider
 from resources.llm.memo.memo import close_memos, memo_at
 from resources.llm.openai_chat import OpenAIProvider
+from resources.llm.retry import Persistence
 from resources.llm.runtime import call_loop
 
 LOOPBACK = Path(__file__).resolve().parent.parent / "tests" / "loopback.py"

@@ -251,7 +251,7 @@ def warm_asset(calls: int = 2_000) -> dict[str, float]:
     import dagster as dg
 
     from resources.llm.base import ChatMessage, LLMRequest, Sampling
-    from resources.llm.pacing import Limits
+    from resources.llm.rate_limit import Limits
     from resources.llm.service import CallSettings, Endpoint, open_llm
 
     server = subprocess.Popen(

@@ -139,7 +139,7 @@ def drop_f1_figures() -> dict[str, float]:
     golds = [turns[i % len(turns)] for i in range(DROP_PAIRS)]
     texts = [turns[(7 * i + i // len(turns)) % len(turns)].response.text for i in range(DROP_PAIRS)]
     from act_assets.metrics.drop_f1 import official_score
-    from act_assets.tasks.pacific_answer import parse
+    from act_assets.tasks.pacific.answer import parse
 
     parsed = [parse(text) for text in texts]
     items = [list(p.answer) if isinstance(p.answer, tuple) else [str(p.answer)] for p in parsed]

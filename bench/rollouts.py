@@ -38,15 +38,15 @@ from typing import Any
 from act_assets.conversation import Conversation, Trajectory, TurnState, Utterance
 from act_assets.home import PACKAGE
 from act_assets.profile import Profile, load_profile
-from act_assets.roles.cast import Cast
+from act_assets.roles.build import Cast
 from act_assets.roles.classifier import Classifier
 from act_assets.roles.simulator import Simulator
 from act_assets.seeds import derive_seed
 from act_assets.tasks import get_task
 from act_assets.tasks.base import Task, TaskData
 from act_assets.training.base_policy import build_model, train_tokenizer, warm_up_texts
-from act_assets.training.chat import ChatFormat
-from act_assets.training.engine import TransformersEngine
+from act_assets.training.chat_template import ChatFormat
+from act_assets.training.generation import TransformersEngine
 from act_assets.training.noise import gumbel_noise, noise_keys
 from act_assets.training.policy import ModelPolicy, PromptEncoder, SamplingSettings
 from act_assets.trajectory import dialogue_seeds, simulate

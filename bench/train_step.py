@@ -43,7 +43,7 @@ def prepare(folder: Path) -> tuple[Any, Any, list[Any]]:
     from act_assets.tasks import get_task
     from act_assets.training.act import initial_pair
     from act_assets.training.base_policy import build_model, train_tokenizer, warm_up_texts
-    from act_assets.training.chat import ChatFormat
+    from act_assets.training.chat_template import ChatFormat
     from act_assets.training.policy import PromptEncoder, load_model, save_model
     from resources.llm.client import LLM
 
@@ -142,10 +142,10 @@ def with_ours(model_path: Path, chat: Any, pairs: list[Any], *, share: bool, cac
 
     from act_assets.profile import Compute, Optimisation
     from act_assets.training.adapters import frozen
+    from act_assets.training.logprobs import ReferenceScores, dpo_terms, sequence_log_probs, sizes
+    from act_assets.training.optimizer import Updater
     from act_assets.training.packing import Batch, rows_of
     from act_assets.training.policy import load_model
-    from act_assets.training.scoring import ReferenceScores, dpo_terms, sequence_log_probs, sizes
-    from act_assets.training.update import Updater
 
     settings = Optimisation(epochs=EPOCHS, learning_rate=1e-4, batch_size=BATCH, warm_up_ratio=0.0)
     updater = Updater(load_model(model_path)[0], settings, Compute(), EPOCHS * PAIRS // BATCH, 0, "bench")

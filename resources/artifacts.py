@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from act_assets.errors import ActError
+from resources.errors import ActError
 from resources.files import sync
 
 MANIFEST = "artifact.json"

@@ -20,10 +20,10 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
-from act_assets.devices import visible_devices
-from act_assets.errors import TrainingError
 from act_assets.home import PROJECT
 from act_assets.profile import Compute
+from resources.devices import visible_devices
+from resources.errors import TrainingError
 
 GRACE_S = 10.0
 TICK_S = 1.0

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from act_assets.errors import ActError
+from resources.errors import ActError
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 _CACHED_TEXTS = 20_000  # of 1.5 kB each with the default model: 30 MB

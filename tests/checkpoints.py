@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from act_assets.evaluation import EvaluationReport, Metric, write_report
-from act_assets.pipeline import STAGES
+from act_assets.defs.resources import stage_run
+from act_assets.evaluation.evaluate import EvaluationReport, Metric, write_report
+from act_assets.pipeline.graph import STAGES
+from act_assets.pipeline.stage import Stage, StageRun, run_stage
 from act_assets.profile import ScratchModel
-from act_assets.stages import Stage, StageRun, run_stage
 from resources.artifacts import ArtifactStore
-from resources.configured import stage_run
 
 TINY = Path(__file__).resolve().parent / "tiny.yaml"
 DATA = ("raw_dataset", "ambiguous_requests", "conversations", "action_labels", "evaluation_intents", "train_subset")
@@ -83,7 +83,7 @@ def write_policy(job: dict[str, Any], tokenizer: Any) -> None:
     import torch
 
     from act_assets.training.base_policy import build_model
-    from act_assets.training.chat import ChatFormat
+    from act_assets.training.chat_template import ChatFormat
     from act_assets.training.policy import save_model
 
     folder, policy = Path(job["folder"]), job["profile"]["policy"]

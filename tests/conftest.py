@@ -15,7 +15,7 @@ from act_assets.conversation import ContextBlock, Conversation, Message, Reading
 from act_assets.profile import Profile, load_profile
 from act_assets.tasks import get_task
 from act_assets.tasks.base import Task, TaskData
-from act_assets.tasks.pacific_answer import reference
+from act_assets.tasks.pacific.answer import reference
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core each: threads of two workers would wait for each other

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from act_assets.pipeline import STAGES
+from act_assets.pipeline.graph import STAGES
 
 REPO = Path(__file__).resolve().parent.parent
 PAGE = REPO / "docs" / "adding-a-task.md"
@@ -25,7 +25,7 @@ def _files() -> dict[str, str]:
 
 def _run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "act_assets.cli", *arguments],
+        [sys.executable, "-m", "act_assets.cli.app", *arguments],
         env=environment,
         capture_output=True,
         text=True,

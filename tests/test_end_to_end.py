@@ -14,10 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from act_assets.pipeline import STAGES
+from act_assets.pipeline.graph import STAGES
 
 REPO = Path(__file__).resolve().parent.parent
-RUN = [sys.executable, "-m", "act_assets.cli", "run", "--task", "pacific", "--train-size", "50"]
+RUN = [sys.executable, "-m", "act_assets.cli.app", "run", "--task", "pacific", "--train-size", "50"]
 PROFILE = ["--profile", str(REPO / "tests" / "tiny.yaml")]
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(900)]
@@ -149,7 +149,7 @@ def test_the_other_tasks_go_through_the_whole_graph(task: str, tmp_path: Path) -
     environment = {**os.environ, "ACT_HOME": str(tmp_path / "home"), "COLUMNS": "100"}
     if task == "abg_coqa":
         environment["ACT_DATA_DIR"] = str(_few_stories(tmp_path / "data"))
-    command = [sys.executable, "-m", "act_assets.cli", "run", "--task", task, "--train-size", "50", *PROFILE]
+    command = [sys.executable, "-m", "act_assets.cli.app", "run", "--task", task, "--train-size", "50", *PROFILE]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{len(STAGES)} of {len(STAGES)} assets made" in done.stdout

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from act_assets import home
-from act_assets.errors import ActError
 from act_assets.tasks import all_tasks
-from act_assets.tasks.pacific import PACIFIC
+from act_assets.tasks.pacific.task import PACIFIC
+from resources.errors import ActError
 
 
 @pytest.fixture(autouse=True)

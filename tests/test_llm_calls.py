@@ -17,12 +17,12 @@ import pytest
 import yaml
 
 from act_assets.defs.assets import ASSETS
-from act_assets.errors import ProfileError, RoleError
+from act_assets.defs.resources import ActSettings, stage_run
 from act_assets.home import memo_folder
-from act_assets.pipeline import STAGES
-from act_assets.plan import PlanLine, plan
-from act_assets.stages import Outcome, StageRun, run_stage
-from resources.configured import ActSettings, stage_run
+from act_assets.pipeline.graph import STAGES
+from act_assets.pipeline.plan import PlanLine, plan
+from act_assets.pipeline.stage import Outcome, StageRun, run_stage
+from resources.errors import ProfileError, RoleError
 from resources.llm.memo.memo import close_memos, memo_at
 from resources.llm.memo.records import Asker
 from resources.llm.service import CallSettings
@@ -128,8 +128,9 @@ def test_a_process_that_has_begun_sees_what_another_has_spent_since(shop: Worksh
         run_stage(STAGES, "contrastive_pairs", replace(parent, calls=replace(parent.calls, max_calls=60)))
     assert shop.asked() == 60
     script = (
-        "import sys, json; from resources.configured import stage_run; from act_assets.pipeline import STAGES\n"
-        "from act_assets.stages import run_stage; from resources.llm.service import CallSettings\n"
+        "import sys, json; from act_assets.defs.resources import stage_run\n"
+        "from act_assets.pipeline.graph import STAGES\n"
+        "from act_assets.pipeline.stage import run_stage; from resources.llm.service import CallSettings\n"
         "calls = CallSettings.from_json(json.loads(sys.argv[2]))\n"
         "run_stage(STAGES, 'contrastive_pairs', stage_run(sys.argv[1], 0, 'pacific', 50, calls=calls))\n"
     )
@@ -175,7 +176,7 @@ def test_offline_replays_and_names_what_is_missing(shop: Workshop, monkeypatch: 
         shop.run(mode="offline")
     assert shop.asked() == 0
     key = error.value.failures[0].message.split("key ")[1]
-    from resources.llm.memo.misses import find_miss, why_miss
+    from resources.llm.memo.explain import find_miss, why_miss
 
     miss = find_miss(memo_folder(), key)
     assert miss is not None

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 
 from act_assets.conversation import Action, Conversation, TurnState
-from act_assets.errors import ActError, RoleError
 from act_assets.preference import annotate, build_pairs, rejected_action
 from act_assets.tasks.base import Task, messages_of
-from act_assets.tasks.pacific_answer import PacificJudge
+from act_assets.tasks.pacific.answer import PacificJudge
+from resources.errors import ActError, RoleError
 from resources.llm.base import LLMFailure
 
 

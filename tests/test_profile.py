@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from act_assets.errors import ProfileError
 from act_assets.profile import REPLY_TOKENS, Lora, Profile, Settings, load_profile, profile_names
 from act_assets.tasks import get_task
+from resources.errors import ProfileError
 
 TINY = Path(__file__).parent / "tiny.yaml"
 

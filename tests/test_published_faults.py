@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from act_assets.conversation import TurnState, Utterance
-from act_assets.errors import RoleError
 from act_assets.preference import build_pairs
 from act_assets.profile import load_profile
 from act_assets.roles import EmbeddedProvider, Generator, RoleSettings, Simulator
-from act_assets.roles.base import draw_in_context
+from act_assets.roles.role import draw_in_context
 from act_assets.seeds import derive_seed
 from act_assets.tasks.base import Task, TaskData, messages_of
+from resources.errors import RoleError
 from resources.llm.base import LLMRequest, LLMResponse, ProviderError
 from resources.llm.client import LLM
 
@@ -137,12 +137,12 @@ def test_no_key_reaches_a_job_file_a_command_or_an_artifact(
     pacific: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Published: keys and tokens travel on command lines and into written configurations."""
-    from act_assets.pipeline import STAGES
+    from act_assets.defs.resources import stage_run
+    from act_assets.pipeline.graph import STAGES
+    from act_assets.pipeline.stage import run_stage
     from act_assets.profile import Compute
-    from act_assets.stages import run_stage
     from resources.artifacts import ArtifactStore
     from resources.compute import training_command
-    from resources.configured import stage_run
 
     secret = "sk-THIS-IS-A-SECRET"
     for name in ("OPENAI_API_KEY", "GEMINI_API_KEY", "GOOGLE_API_KEY", "HF_TOKEN"):

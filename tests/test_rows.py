@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from act_assets import conversation
 from act_assets.conversation import Conversation, IntentSummary, Message, Trajectory, Turn, TurnState
-from act_assets.errors import DataError
-from act_assets.evaluation import EvaluatedTurn
-from act_assets.reporting.leaderboard import LeaderboardRow
+from act_assets.evaluation.evaluate import EvaluatedTurn
+from act_assets.evaluation.leaderboard import LeaderboardRow
 from act_assets.rows import read_rows, schema_of, write_rows
 from act_assets.training.act import Rollout
 from act_assets.training.history import TrainingPoint
+from resources.errors import DataError
 
 RECORDS: list[Any] = [
     *(r for r in vars(conversation).values() if isinstance(r, type) and dataclasses.is_dataclass(r)),

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import pytest
 
 from act_assets.conversation import TurnState, Utterance
-from act_assets.errors import RoleError
 from act_assets.roles import Classifier
 from act_assets.tasks.base import Task
 from act_assets.trajectory import Dialogue, dialogue_seeds, simulate
+from resources.errors import RoleError
 from resources.llm.base import LLMFailure
 
 

@@ -10,10 +10,10 @@ import dagster as dg
 from act_assets.defs.metadata import failed_items, metadata_of
 from act_assets.defs.partitions import BY_TASK, BY_TASK_AND_SIZE, partition_of
 from act_assets.defs.prompts import prompt_key
-from act_assets.errors import ActError
-from act_assets.pipeline import EVALUATIONS, STAGES
-from act_assets.stages import run_stage
-from resources.configured import ActSettings
+from act_assets.defs.resources import ActSettings
+from act_assets.pipeline.graph import EVALUATIONS, STAGES
+from act_assets.pipeline.stage import run_stage
+from resources.errors import ActError
 
 OWNERS = ["team:act"]
 PID_TAG, HOST_TAG = "act/pid", "act/host"

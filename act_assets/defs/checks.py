@@ -4,17 +4,17 @@ from collections.abc import Callable
 
 import dagster as dg
 
-from act_assets import checks
-from act_assets.checks import Finding
 from act_assets.conversation import AmbiguousTwin, Conversation, PreferencePair
 from act_assets.defs.partitions import BY_TASK, BY_TASK_AND_SIZE, partition_of
-from act_assets.pipeline import STAGES
+from act_assets.defs.resources import ActSettings, stage_run
+from act_assets.pipeline import checks
+from act_assets.pipeline.checks import Finding
+from act_assets.pipeline.graph import STAGES
+from act_assets.pipeline.stage import StageRun, stage_key
 from act_assets.rows import read_rows
-from act_assets.stages import StageRun, stage_key
 from act_assets.tasks.base import SIDES
 from act_assets.training.history import TrainingPoint
 from resources.artifacts import Artifact
-from resources.configured import ActSettings, stage_run
 
 Check = Callable[[StageRun, Artifact], Finding]
 

@@ -14,11 +14,11 @@ import dagster as dg
 from act_assets.definitions import defs
 from act_assets.defs.assets import HOST_TAG, PID_TAG, REPORT_ASSETS, SIZED_ASSETS, TASK_ASSETS, process_stamp
 from act_assets.defs.prompts import PROMPTS
-from act_assets.errors import ActError
+from act_assets.defs.resources import ActSettings
 from act_assets.home import dagster_home
-from act_assets.stages import Made
+from act_assets.pipeline.stage import Made
 from resources.artifacts import process_is_alive
-from resources.configured import ActSettings
+from resources.errors import ActError
 
 POOLS = ("gpu", "llm")
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}

@@ -10,16 +10,16 @@ from typing import Any
 import dagster as dg
 
 from act_assets.conversation import ActionLabel, AmbiguousTwin, Conversation, IntentSummary, PreferencePair
-from act_assets.errors import ActError, RoleError
-from act_assets.evaluation import EvaluatedTurn, read_report
-from act_assets.reporting.figures import rollout_verdicts, training_curves
-from act_assets.reporting.leaderboard import LeaderboardRow
+from act_assets.evaluation.evaluate import EvaluatedTurn, read_report
+from act_assets.evaluation.leaderboard import LeaderboardRow
+from act_assets.evaluation.report.figures import rollout_verdicts, training_curves
+from act_assets.pipeline.stage import Outcome
 from act_assets.rows import read_rows
-from act_assets.stages import Outcome
 from act_assets.training.act import Rollout
-from act_assets.training.board import TENSORBOARD
 from act_assets.training.history import TrainingPoint
+from act_assets.training.logging import TENSORBOARD
 from resources.artifacts import Artifact
+from resources.errors import ActError, RoleError
 
 SAMPLES = 3
 TABLE_ROWS = 20

@@ -10,10 +10,10 @@ from pathlib import Path
 import dagster as dg
 
 from act_assets.defs.partitions import BY_TASK
-from act_assets.errors import PromptError
 from act_assets.home import prompts_folder
-from act_assets.roles.base import ROLES, prompt_hash
+from act_assets.roles.role import ROLES, prompt_hash
 from act_assets.tasks import all_tasks
+from resources.errors import PromptError
 
 
 def prompt_key(role: str) -> dg.AssetKey:

@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from act_assets.errors import DataError
 from act_assets.metrics.sql_process import GRACE_S, WorkerLostError, lent_worker
 from act_assets.metrics.sql_text import Query, read_query
+from resources.errors import DataError
 
 TIMEOUT_S = 10.0
 """Seconds for each query: OURS. The evaluator gives 60; a gold query of Spider takes under 1."""

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from act_assets.errors import ActError
+from resources.errors import ActError
 
 WORKERS = 2
 """Processes at most: OURS. Each may hold a few hundred MB of results."""

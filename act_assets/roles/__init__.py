@@ -7,7 +7,11 @@ failed item is an `LLMFailure` and never a text.
 from __future__ import annotations
 
 from act_assets.roles.annotator import Annotator
-from act_assets.roles.base import (
+from act_assets.roles.classifier import Classifier
+from act_assets.roles.embedded import EmbeddedProvider
+from act_assets.roles.generator import Generator
+from act_assets.roles.intent import IntentSummarizer
+from act_assets.roles.role import (
     PromptTemplate,
     RoleResult,
     RoleSettings,
@@ -15,10 +19,6 @@ from act_assets.roles.base import (
     prompt_hash,
     require_all,
 )
-from act_assets.roles.classifier import Classifier
-from act_assets.roles.embedded import EmbeddedProvider
-from act_assets.roles.generator import Generator
-from act_assets.roles.intent import IntentSummarizer
 from act_assets.roles.simulator import GoldUser, Simulator
 
 __all__ = [

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from act_assets.conversation import Conversation, TurnState
-from act_assets.roles.base import (
+from act_assets.roles.role import (
     ClassifierContext,
     Example,
     Line,
@@ -22,8 +22,8 @@ from act_assets.roles.base import (
     labelled,
     usage_of,
 )
-from act_assets.rules.base import one_line
 from act_assets.tasks.base import Task
+from act_assets.tasks.rules import one_line
 from resources.llm.base import LLMRequest, Usage
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ import hashlib
 import sys
 from pathlib import Path
 
-from act_assets import rules, tasks
-from act_assets.roles.base import (
+from act_assets import tasks
+from act_assets.roles.intent import OPENING
+from act_assets.roles.role import (
     AnnotatorContext,
     ClassifierContext,
     GeneratorContext,
@@ -21,10 +22,9 @@ from act_assets.roles.base import (
     PerturbationContext,
     SimulatorContext,
 )
-from act_assets.roles.intent import OPENING
-from act_assets.rules.base import one_line
 from act_assets.tasks import get_task
 from act_assets.tasks.base import Task
+from act_assets.tasks.rules import one_line
 from resources.llm.base import LLMRequest, LLMResponse, ProviderError
 
 MODEL = "embedded-rules-1"
@@ -59,8 +59,7 @@ def _rules_of(task: str) -> str:
     """A hash of the source of a task's rules, so that an answer of older rules is not taken for one of these."""
     own = {type(part).__module__ for part in (get_task(task).rules, get_task(task).judge)}
     files = {Path(str(sys.modules[name].__file__)) for name in (*own, __name__)}
-    for package in (rules, tasks):  # rules read what tasks write
-        files |= set(Path(str(package.__file__)).parent.glob("*.py"))
+    files |= set(Path(str(tasks.__file__)).parent.rglob("*.py"))  # rules read what tasks write
     digest = hashlib.sha256()
     for path in sorted(files):
         digest.update(path.read_bytes())

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from act_assets.conversation import Conversation, TurnState
-from act_assets.roles.base import (
+from act_assets.roles.role import (
     Example,
     GeneratorContext,
     Line,

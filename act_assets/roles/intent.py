@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from act_assets.conversation import Conversation
-from act_assets.roles.base import (
+from act_assets.roles.role import (
     IntentContext,
     OnDone,
     Prompted,
@@ -18,8 +18,8 @@ from act_assets.roles.base import (
     usable,
     usage_of,
 )
-from act_assets.rules.base import one_line
 from act_assets.tasks.base import Task
+from act_assets.tasks.rules import one_line
 from resources.llm.base import LLMRequest, Usage
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from act_assets.conversation import ClearRequest
-from act_assets.roles.base import OnDone, PerturbationContext, Prompted, RoleResult, RoleSettings, usage_of
+from act_assets.roles.role import OnDone, PerturbationContext, Prompted, RoleResult, RoleSettings, usage_of
 from act_assets.tasks.base import Task
 from resources.llm.base import LLMRequest, Usage
 

@@ -15,14 +15,14 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import MappingProxyType
 
-from act_assets.errors import ActError
 from act_assets.tasks.base import Task
+from resources.errors import ActError
 
 GROUP = "act_assets.tasks"
 _OWN = {
-    "pacific": "act_assets.tasks.pacific:PACIFIC",
-    "abg_coqa": "act_assets.tasks.abg_coqa:ABG_COQA",
-    "ambig_sql": "act_assets.tasks.ambig_sql:AMBIG_SQL",
+    "pacific": "act_assets.tasks.pacific.task:PACIFIC",
+    "abg_coqa": "act_assets.tasks.abg_coqa.task:ABG_COQA",
+    "ambig_sql": "act_assets.tasks.ambig_sql.task:AMBIG_SQL",
 }
 
 

@@ -22,9 +22,9 @@ from act_assets.conversation import (
     Turn,
     TurnState,
 )
-from act_assets.errors import ActError, PromptError
 from act_assets.metrics.similarity import Embedder
-from act_assets.rules.base import Rules
+from act_assets.tasks.rules import Rules
+from resources.errors import ActError, PromptError
 
 Scores = dict[str, float]
 """Scores of one text, each in [0, 1], by name of the metric's form."""

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from act_assets.errors import DataError
-from act_assets.raw_data import file_record
+from act_assets.tasks.files import file_record
+from resources.errors import DataError
 
 AGAIN = "fetch the official file again"
 

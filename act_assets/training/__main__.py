@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from act_assets.errors import ActError
 from resources.compute import LAUNCHED, end_with_launcher, join_processes
+from resources.errors import ActError
 
 UNEXPECTED = (
     "run again with ACT_DEBUG=1 to see the traceback; if memory ran out, lower compute.micro_batch_tokens in the "

@@ -24,7 +24,7 @@ from typing import Literal
 from act_assets.conversation import PreferencePair, Trajectory, TurnState
 from act_assets.profile import Act
 from act_assets.tasks.base import Task
-from act_assets.training.chat import ChatFormat
+from act_assets.training.chat_template import ChatFormat
 from act_assets.training.packing import TokenRow
 from act_assets.training.policy import ModelPolicy, PromptEncoder
 from act_assets.training.sft import too_long

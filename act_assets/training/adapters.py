@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from act_assets.profile import Lora
-from act_assets.training.update import Updater
+from act_assets.training.optimizer import Updater
 
 
 def with_adapter(model: Any, lora: Lora, seed: int, *, mixed_precision: bool) -> Any:

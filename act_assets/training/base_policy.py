@@ -14,18 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from act_assets.conversation import Conversation, Message
-from act_assets.errors import TrainingError
 from act_assets.profile import Compute, Optimisation, Policy, ScratchModel
 from act_assets.seeds import derive_seed
 from act_assets.tasks.base import Task
-from act_assets.training.board import Board
-from act_assets.training.chat import CHAT_TEMPLATE, SPECIAL_TOKENS, ChatFormat
+from act_assets.training.chat_template import CHAT_TEMPLATE, SPECIAL_TOKENS, ChatFormat
 from act_assets.training.history import History, TrainingPoint
+from act_assets.training.logging import Board
+from act_assets.training.optimizer import is_first_process
 from act_assets.training.packing import TokenRow
 from act_assets.training.policy import load_model, save_model
 from act_assets.training.run_folder import RunFolder
 from act_assets.training.supervised import Supervised
-from act_assets.training.update import is_first_process
+from resources.errors import TrainingError
 
 SOURCE = "source.json"
 _HASHED_BYTES = 64 * 2**20

@@ -7,7 +7,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 
-from act_assets.errors import TrainingError
+from resources.errors import TrainingError
 
 
 @dataclass(frozen=True, slots=True)

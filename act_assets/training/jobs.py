@@ -14,13 +14,13 @@ from typing import Any
 
 from act_assets.conversation import Conversation, IntentSummary, PreferencePair, TurnState
 from act_assets.profile import Profile
-from act_assets.roles.cast import Cast, usage_facts
+from act_assets.roles.build import Cast, usage_facts
 from act_assets.rows import read_rows, write_rows
 from act_assets.tasks import get_task
 from act_assets.tasks.base import Task, Tools
 from act_assets.training.history import TrainingPoint
 from act_assets.training.memory import out_of_memory_advised
-from act_assets.training.update import is_first_process
+from act_assets.training.optimizer import is_first_process
 from resources.embedder import default_embedder
 from resources.llm.service import CallSettings
 
@@ -117,7 +117,7 @@ def _sft(job: Job) -> Result:
 
 
 def _act(job: Job) -> Result:
-    from act_assets.training.act_training import train_act
+    from act_assets.training.act_trainer import train_act
 
     subset = job.subset()
     cast = Cast(job.profile, job.task, job.prompts_dir, job.seed, job.calls)

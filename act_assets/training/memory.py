@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from act_assets.errors import TrainingError
-from act_assets.preflight import out_of_memory_advice
 from act_assets.profile import Profile
+from act_assets.training.preflight import out_of_memory_advice
+from resources.errors import TrainingError
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from act_assets.conversation import TurnState, Utterance
-from act_assets.training.engine import RolloutEngine
+from act_assets.training.generation import RolloutEngine
 from act_assets.training.meter import Meter
 from act_assets.trajectory import ActionClassifier, UserSimulator
 from resources.llm.base import LLMFailure

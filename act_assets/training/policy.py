@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from act_assets.conversation import TurnState, Utterance
-from act_assets.errors import TrainingError
 from act_assets.tasks.base import Task, fit_prompt
-from act_assets.training.chat import ChatFormat
-from act_assets.training.engine import RolloutEngine
+from act_assets.training.chat_template import ChatFormat
+from act_assets.training.generation import RolloutEngine
 from act_assets.trajectory import Dialogue
+from resources.errors import TrainingError
 
 if TYPE_CHECKING:
     import torch

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from act_assets.profile import Compute
-from act_assets.training.state import SavedState, StateStore, disk_errors
-from act_assets.training.update import Updater
+from act_assets.training.checkpoint import SavedState, StateStore, disk_errors
+from act_assets.training.optimizer import Updater
 from resources.files import sync
 
 

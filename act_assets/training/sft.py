@@ -15,19 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from act_assets.conversation import TurnState, once_per_prompt
-from act_assets.errors import TrainingError
 from act_assets.profile import Lora, Profile
 from act_assets.seeds import derive_seed
 from act_assets.tasks.base import Task
 from act_assets.training.adapters import merged, with_adapter
-from act_assets.training.board import Board
-from act_assets.training.chat import ChatFormat
+from act_assets.training.chat_template import ChatFormat
 from act_assets.training.history import History, TrainingPoint
+from act_assets.training.logging import Board
+from act_assets.training.optimizer import free_memory, is_first_process
 from act_assets.training.packing import TokenRow
 from act_assets.training.policy import PromptEncoder, load_model, save_model
 from act_assets.training.run_folder import RunFolder
 from act_assets.training.supervised import Supervised
-from act_assets.training.update import free_memory, is_first_process
+from resources.errors import TrainingError
 
 FINISHED = "finished.json"
 

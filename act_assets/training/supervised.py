@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from act_assets.profile import Compute, Optimisation
 from act_assets.seeds import derive_seed
-from act_assets.training.board import Board, point_scalars, replay
 from act_assets.training.history import History, TrainingPoint
+from act_assets.training.logging import Board, point_scalars, replay
+from act_assets.training.logprobs import sizes, token_log_probs
+from act_assets.training.optimizer import PassLoss, Updater
 from act_assets.training.packing import Batch, PackedRow, TokenRow, grow
 from act_assets.training.policy import save_model
 from act_assets.training.run_folder import RunFolder
-from act_assets.training.scoring import sizes, token_log_probs
-from act_assets.training.update import PassLoss, Updater
 
 if TYPE_CHECKING:
     import torch

@@ -20,10 +20,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from act_assets.errors import TrainingError
 from act_assets.profile import Engine
 from act_assets.training.vllm_server import HOST, VllmServer
 from resources.compute import free_port
+from resources.errors import TrainingError
 
 SERVE = (sys.executable, "-m", "vllm.entrypoints.cli.main", "serve")
 AT_ONCE = 256  # requests under way; vLLM's own default for sequences of one batch

@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from act_assets.errors import TrainingError
 from resources.compute import free_port
+from resources.errors import TrainingError
 
 HOST = "127.0.0.1"
 START_LIMIT_S = 1200.0  # reading 7B weights from a slow disk and compiling take minutes

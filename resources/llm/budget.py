@@ -11,7 +11,7 @@ import math
 from collections import deque
 from dataclasses import dataclass
 
-from act_assets.errors import ActError
+from resources.errors import ActError
 
 _DUST_USD = 1e-9  # sums of floats are not exact: ten calls of $0.10 fit into $1.00
 

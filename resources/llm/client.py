@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from resources.llm.asking import Line, Outcome, Persistence, failure
 from resources.llm.base import (
     SAMPLES,
     Exchange,
@@ -30,11 +29,12 @@ from resources.llm.base import (
 )
 from resources.llm.budget import Budget
 from resources.llm.memo.database import Stored
+from resources.llm.memo.explain import record_miss
 from resources.llm.memo.memo import Memo
-from resources.llm.memo.misses import record_miss
 from resources.llm.memo.records import Asker, Use, key_of, new_answer, question_of
-from resources.llm.pacing import Limits, Pacer
 from resources.llm.prices import Price
+from resources.llm.rate_limit import Limits, Pacer
+from resources.llm.retry import Line, Outcome, Persistence, failure
 from resources.llm.runtime import run_calls
 
 Mode = Literal["normal", "offline", "refresh"]

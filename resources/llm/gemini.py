@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.alias_generators import to_camel
 
-from resources.llm import wire
+from resources.llm import http_errors as wire
 from resources.llm.base import FailureKind, LLMRequest, LLMResponse, ProviderError
 from resources.llm.keys import clean_base_url
 from resources.llm.prices import GEMINI_URL

@@ -6,7 +6,7 @@ import os
 import re
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
-from act_assets.errors import ActError
+from resources.errors import ActError
 
 # Each variable may hold several keys, separated by commas or whitespace.
 GEMINI_KEYS = ("GEMINI_API_KEY", "GEMINI_API_KEYS", "GOOGLE_API_KEY")

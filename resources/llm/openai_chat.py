@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from resources.llm import wire
+from resources.llm import http_errors as wire
 from resources.llm.base import FailureKind, LLMRequest, LLMResponse, ProviderError
 from resources.llm.keys import clean_base_url
 from resources.llm.prices import OPENAI_URL

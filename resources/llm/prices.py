@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from act_assets.errors import ActError, all_mistakes, mistake_of
+from resources.errors import ActError, all_mistakes, mistake_of
 
 SHIPPED = Path(__file__).with_name("prices.yaml")
 GEMINI_URL = "https://generativelanguage.googleapis.com"

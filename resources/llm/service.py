@@ -15,16 +15,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from act_assets.errors import ActError
-from resources.llm.asking import Persistence
+from resources.errors import ActError
 from resources.llm.base import LLMRequest, LLMResponse, Provider, ProviderError
 from resources.llm.budget import Budget
 from resources.llm.client import LLM, Memory, Mode
 from resources.llm.keys import GEMINI_KEYS, OPENAI_KEYS, clean_base_url, keys_of
 from resources.llm.memo.memo import Memo, memo_at
 from resources.llm.memo.records import Asker
-from resources.llm.pacing import Limits, Pacer
 from resources.llm.prices import GEMINI_URL, OPENAI_URL, PriceTable
+from resources.llm.rate_limit import Limits, Pacer
+from resources.llm.retry import Persistence
 from resources.llm.runtime import call_loop
 
 LONGEST_TIMEOUT_S = 600.0  # of a client library; a role's timeout_s ends a call before

@@ -14,22 +14,22 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from act_assets import pipeline
 from act_assets.conversation import PreferencePair
 from act_assets.definitions import defs
 from act_assets.defs.assets import ASSETS
 from act_assets.defs.checks import CHECKS
 from act_assets.defs.launch import observe_prompts
 from act_assets.defs.prompts import PROMPTS
+from act_assets.defs.resources import ActSettings, stage_run
 from act_assets.home import PACKAGE, PROJECT
-from act_assets.pipeline import EVALUATIONS, STAGES
+from act_assets.pipeline import graph as pipeline
+from act_assets.pipeline.graph import EVALUATIONS, STAGES
+from act_assets.pipeline.stage import TRAIN_SIZES, run_stage
 from act_assets.preference import build_pairs
-from act_assets.roles.base import ROLES
+from act_assets.roles.role import ROLES
 from act_assets.rows import read_rows
-from act_assets.stages import TRAIN_SIZES, run_stage
 from act_assets.tasks import all_tasks
 from resources.artifacts import Key
-from resources.configured import ActSettings, stage_run
 
 GRAPH = defs.get_repository_def().asset_graph
 TINY = str(PROJECT / "tests" / "tiny.yaml")
@@ -285,7 +285,7 @@ def test_only_the_dagster_side_imports_dagster_and_the_rest_does_not_import_that
     if shows_dagster(path):
         return
     assert not knows(imported(tree), "dagster")
-    for side in ("act_assets.defs", "act_assets.definitions", "resources.configured"):
+    for side in ("act_assets.defs", "act_assets.definitions", "act_assets.defs.resources"):
         assert not knows(at_import(tree), side)
         assert path.name in COMMANDS or not knows(imported(tree), side)
 

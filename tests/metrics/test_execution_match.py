@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from act_assets.errors import DataError
 from act_assets.metrics import denotation
 from act_assets.metrics.denotation import SearchLimitError, equal_denotations
 from act_assets.metrics.execution_match import ExecutionMatch, execution_match, execution_matches, runs
 from act_assets.metrics.sql_process import end_workers, gold_runs, worker_pids
 from act_assets.metrics.sql_text import read_query
+from resources.errors import DataError
 
 SCHEMA = """
 CREATE TABLE singer (id INTEGER, name TEXT, country TEXT, age INTEGER, rating REAL);

@@ -16,11 +16,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from act_assets.errors import DataError
 from act_assets.metrics import execution_match as module
 from act_assets.metrics import sql_process
 from act_assets.metrics.execution_match import execution_match, execution_matches, runs
 from act_assets.metrics.sql_process import end_workers, worker_pids
+from resources.errors import DataError
 
 REPO = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 0.3

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from act_assets.errors import ActError
 from resources import artifacts
 from resources.artifacts import MANIFEST, Artifact, ArtifactStore, Key
+from resources.errors import ActError
 
 KEY = Key("pairs", "pacific", 50)
 IDENTITY = {"asset": "pairs", "seed": 0, "settings": {"beta": 0.1}}

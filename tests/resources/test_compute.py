@@ -18,10 +18,10 @@ from typing import Any
 import psutil
 import pytest
 
-from act_assets.devices import Device
-from act_assets.errors import TrainingError
 from act_assets.profile import Compute
 from resources import compute
+from resources.devices import Device
+from resources.errors import TrainingError
 from resources.llm.service import CallSettings
 
 ALONE = Compute()
@@ -145,7 +145,7 @@ def test_the_training_programs_own_message_is_passed_on(
     tmp_path: Path, job: Path, capfd: pytest.CaptureFixture
 ) -> None:
     """The real program, whose job names inputs that are not there."""
-    from act_assets.pipeline import STAGES
+    from act_assets.pipeline.graph import STAGES
     from act_assets.profile import load_profile
 
     job.parent.mkdir()

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import resources.embedder
-from act_assets.errors import ActError
 from resources.embedder import SentenceEmbedder, default_embedder
+from resources.errors import ActError
 
 TEXTS = [f"Text {i}: " + "and then he went home " * (i % 7) for i in range(20)]
 

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import pytest
 
-from resources.llm.asking import Persistence
 from resources.llm.base import ChatMessage, LLMFailure, LLMRequest, LLMResponse, ProviderError, Sampling, Usage
 from resources.llm.client import LLM
+from resources.llm.retry import Persistence
 
 ONCE = Persistence(attempts=1)
 

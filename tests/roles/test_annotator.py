@@ -9,9 +9,9 @@ import pytest
 
 from act_assets.conversation import ContextBlock, Message, Reference
 from act_assets.roles.annotator import Annotator
-from act_assets.roles.base import AnnotatorContext, RoleSettings
 from act_assets.roles.embedded import MODEL, EmbeddedProvider
-from act_assets.tasks.pacific import PACIFIC
+from act_assets.roles.role import AnnotatorContext, RoleSettings
+from act_assets.tasks.pacific.task import PACIFIC
 from resources.llm.base import LLMFailure, LLMRequest, LLMResponse, ProviderError, Usage
 from resources.llm.client import LLM
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from act_assets.conversation import ContextBlock, Message, Reference
-from act_assets.roles.base import ClassifierContext, RoleSettings
 from act_assets.roles.classifier import Classifier
 from act_assets.roles.embedded import MODEL, EmbeddedProvider
-from act_assets.tasks.pacific import PACIFIC
+from act_assets.roles.role import ClassifierContext, RoleSettings
+from act_assets.tasks.pacific.task import PACIFIC
 from resources.llm.base import LLMFailure, LLMRequest, LLMResponse, ProviderError, Usage
 from resources.llm.client import LLM
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from act_assets.conversation import ANSWER
-from act_assets.roles.base import AnnotatorContext, RoleSettings
 from act_assets.roles.embedded import MODEL, EmbeddedProvider
 from act_assets.roles.generator import Generator
-from act_assets.tasks.pacific import PACIFIC
+from act_assets.roles.role import AnnotatorContext, RoleSettings
+from act_assets.tasks.pacific.task import PACIFIC
 from resources.llm.base import ChatMessage, LLMFailure, LLMRequest, ProviderError, Sampling
 from resources.llm.client import LLM
 
@@ -66,7 +66,7 @@ import hashlib, json, sys
 from pathlib import Path
 from act_assets.conversation import Utterance
 from act_assets.roles import EmbeddedProvider, Generator, IntentSummarizer, RoleSettings, Simulator
-from act_assets.tasks.pacific import PACIFIC
+from act_assets.tasks.pacific.task import PACIFIC
 from resources.llm.client import LLM
 
 conversations = PACIFIC.reader.read(Path("datasets/sample/pacific")).validation

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from act_assets.conversation import ANSWER, CLARIFY, ContextBlock, Message, Reference, TurnState
-from act_assets.roles.base import GeneratorContext, RoleSettings
 from act_assets.roles.embedded import MODEL, EmbeddedProvider
 from act_assets.roles.generator import Generator
-from act_assets.tasks.pacific import PACIFIC
+from act_assets.roles.role import GeneratorContext, RoleSettings
+from act_assets.tasks.pacific.task import PACIFIC
 from resources.llm.base import LLMFailure, LLMRequest, LLMResponse, ProviderError
 from resources.llm.client import LLM
 

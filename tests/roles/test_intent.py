@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from act_assets.conversation import ANSWER, ContextBlock, Reference
-from act_assets.roles.base import IntentContext, RoleSettings
 from act_assets.roles.embedded import MODEL, EmbeddedProvider
 from act_assets.roles.intent import IntentSummarizer
-from act_assets.rules.base import intent_items
-from act_assets.tasks.pacific import PACIFIC
+from act_assets.roles.role import IntentContext, RoleSettings
+from act_assets.tasks.pacific.task import PACIFIC
+from act_assets.tasks.rules import intent_items
 from resources.llm.base import LLMFailure, LLMRequest, LLMResponse
 from resources.llm.client import LLM
 

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from act_assets.conversation import Conversation, TurnState
-from act_assets.errors import ActError
-from act_assets.rules.abg_coqa import clarified_parts
 from act_assets.tasks import get_task
-from act_assets.tasks.abg_coqa import INSTRUCTION, sentences
+from act_assets.tasks.abg_coqa.rules import clarified_parts
+from act_assets.tasks.abg_coqa.task import INSTRUCTION, sentences
 from act_assets.tasks.base import Task, TaskData, Tools, messages_of
 from resources.embedder import default_embedder
+from resources.errors import ActError
 
 SAMPLE = Path(__file__).parents[2] / "datasets" / "sample" / "abg_coqa"
 SIDES = ("train", "validation", "test")

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from act_assets.errors import DataError
-from act_assets.tasks.abg_coqa import AbgCoqaReader, read_file
+from act_assets.tasks.abg_coqa.task import AbgCoqaReader, read_file
+from resources.errors import DataError
 
 Item = dict[str, Any]
 

@@ -11,20 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from act_assets.checks import balanced
 from act_assets.conversation import AmbiguousTwin, ClearRequest, Conversation, Reference, TurnState
-from act_assets.errors import ActError, DataError
-from act_assets.roles.base import RoleSettings, load_template
+from act_assets.pipeline.checks import balanced
 from act_assets.roles.classifier import Classifier
 from act_assets.roles.embedded import MODEL, EmbeddedProvider
 from act_assets.roles.generator import Generator
 from act_assets.roles.perturbation import Perturber
+from act_assets.roles.role import RoleSettings, load_template
 from act_assets.roles.simulator import Simulator
-from act_assets.rules.base import same_text
-from act_assets.tasks.ambig_sql import AMBIG_SQL, AmbigSqlTwins, cleaned
+from act_assets.tasks.ambig_sql.spider import database_name, read_spider
+from act_assets.tasks.ambig_sql.strategy import query_facts
+from act_assets.tasks.ambig_sql.task import AMBIG_SQL, AmbigSqlTwins, cleaned
 from act_assets.tasks.base import SIDES, TaskData, Tools, fit_prompt, messages_of
-from act_assets.tasks.spider import database_name, read_spider
-from act_assets.tasks.sql_strategy import query_facts
+from act_assets.tasks.rules import same_text
+from resources.errors import ActError, DataError
 from resources.llm.client import LLM
 
 SAMPLE = Path(__file__).resolve().parents[2] / "datasets" / "sample" / "ambig_sql"

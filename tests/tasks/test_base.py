@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from act_assets.conversation import ANSWER, CLARIFY, Action, Conversation, Message, Turn, TurnState
-from act_assets.errors import ActError
 from act_assets.tasks.base import Scores, Task, TaskJudge, Tools, fit_prompt, messages_of
-from act_assets.tasks.pacific_answer import reference
+from act_assets.tasks.pacific.answer import reference
+from resources.errors import ActError
 
 # --- turn states -----------------------------------------------------------------------------------------------
 

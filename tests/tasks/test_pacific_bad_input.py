@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from act_assets.errors import DataError
 from act_assets.tasks.base import Task
-from act_assets.tasks.pacific import read_file
+from act_assets.tasks.pacific.task import read_file
+from resources.errors import DataError
 
 Item = dict[str, Any]
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from act_assets import tasks
-from act_assets.errors import ActError
 from act_assets.tasks import GROUP, all_tasks, get_task, is_own
-from act_assets.tasks.pacific import PACIFIC
+from act_assets.tasks.pacific.task import PACIFIC
+from resources.errors import ActError
 
 TEA = replace(PACIFIC, name="tea")
 
@@ -129,7 +129,7 @@ def test_the_code_of_another_packages_task_is_part_of_what_it_makes(tmp_path: Pa
     for number, text in enumerate(("", "# another price\n")):
         path = tmp_path / f"shop_{number}.py"
         path.write_text(
-            f"from act_assets.tasks.pacific import PacificReader\n\nclass Reader(PacificReader): ...\n{text}"
+            f"from act_assets.tasks.pacific.task import PacificReader\n\nclass Reader(PacificReader): ...\n{text}"
         )
         module = types.ModuleType(path.stem)
         module.__file__ = str(path)

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from act_assets.raw_data import find_file
-from act_assets.tasks.spider import (
+from act_assets.tasks.ambig_sql.spider import (
     Column,
     ForeignKey,
     Schema,
@@ -25,6 +24,7 @@ from act_assets.tasks.spider import (
     table_text,
     tables_of,
 )
+from act_assets.tasks.files import find_file
 
 SAMPLE = Path(__file__).resolve().parents[2] / "datasets" / "sample" / "ambig_sql"
 FEW = ("concert_singer", "aircraft", "perpetrator", "orchestra", "pets_1")  # three of them with odd names

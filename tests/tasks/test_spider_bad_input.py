@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from act_assets.errors import DataError
-from act_assets.tasks.spider import database_names, plain_database, read_spider
+from act_assets.tasks.ambig_sql.spider import database_names, plain_database, read_spider
+from resources.errors import DataError
 
 Item = dict[str, Any]
 

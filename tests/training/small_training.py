@@ -53,7 +53,7 @@ def write_base(folder: Path) -> None:
     """The model that training starts from, in `folder/base`."""
     from act_assets.tasks import get_task
     from act_assets.training.base_policy import build_model, train_tokenizer, warm_up_texts
-    from act_assets.training.chat import ChatFormat
+    from act_assets.training.chat_template import ChatFormat
     from act_assets.training.policy import save_model
 
     if (folder / "base").exists():
@@ -72,7 +72,7 @@ def train(variant: Variant, folder: Path) -> tuple[dict[str, Any], list[Any]]:
     from act_assets.preference import build_pairs
     from act_assets.roles import Classifier, EmbeddedProvider, Generator, RoleSettings, Simulator
     from act_assets.tasks import get_task
-    from act_assets.training.act_training import train_act
+    from act_assets.training.act_trainer import train_act
     from act_assets.training.sft import train_sft
     from resources.llm.client import LLM
 
@@ -107,7 +107,7 @@ def train(variant: Variant, folder: Path) -> tuple[dict[str, Any], list[Any]]:
 
 def kill_after(updates: int) -> None:
     """This process ends itself, as kill -9 does, in the middle of update number `updates` + 1 of those made here."""
-    from act_assets.training import update
+    from act_assets.training import optimizer as update
 
     step, made = update.Updater.step, [0]
 

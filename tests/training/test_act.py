@@ -13,13 +13,12 @@ import pytest
 import torch
 
 from act_assets.conversation import Conversation, PreferencePair, Trajectory, TurnState, Utterance
-from act_assets.errors import RoleError, TrainingError
 from act_assets.preference import build_pairs
 from act_assets.profile import Lora, Profile
 from act_assets.roles import Classifier, EmbeddedProvider, Generator, RoleSettings, Simulator
 from act_assets.rows import read_rows
 from act_assets.tasks.base import Task
-from act_assets.tasks.pacific_answer import PacificJudge
+from act_assets.tasks.pacific.answer import PacificJudge
 from act_assets.training.act import (
     Pair,
     Rollout,
@@ -29,12 +28,13 @@ from act_assets.training.act import (
     outcome_heuristics,
     trajectory_completion,
 )
-from act_assets.training.act_training import train_act
+from act_assets.training.act_trainer import train_act
 from act_assets.training.base_policy import build_model
-from act_assets.training.chat import ChatFormat
+from act_assets.training.chat_template import ChatFormat
+from act_assets.training.logprobs import ReferenceScores, dpo_terms, sequence_log_probs, text_key
 from act_assets.training.packing import Batch, rows_of
 from act_assets.training.policy import PromptEncoder, save_model
-from act_assets.training.scoring import ReferenceScores, dpo_terms, sequence_log_probs, text_key
+from resources.errors import RoleError, TrainingError
 from resources.llm.base import LLMFailure
 from resources.llm.client import LLM
 
@@ -352,8 +352,8 @@ def test_policy_and_reference_score_the_same_token_ids_and_the_reference_stays(
         by_policy.append([text_key(s) for row in rows for s in row.sequences])
         return of(rows, *arguments)
 
-    monkeypatch.setattr("act_assets.training.act_training.ReferenceScores", Noting)
-    monkeypatch.setattr("act_assets.training.act_training.Batch.of", noting_batch)
+    monkeypatch.setattr("act_assets.training.act_trainer.ReferenceScores", Noting)
+    monkeypatch.setattr("act_assets.training.act_trainer.Batch.of", noting_batch)
     _train(pacific, few_turns, preference_pairs, model, chat, tiny_profile, tmp_path / "run")
     scored = {key for keys in by_policy for key in keys}
     initial = len({c for p in preference_pairs for c in ((p.turn_id, p.chosen), (p.turn_id, p.rejected))})
@@ -420,7 +420,7 @@ def test_the_tasks_own_beta_is_used_where_the_profile_names_none(
         used.add(beta)
         return dpo_terms(log_probs, reference, beta)
 
-    monkeypatch.setattr("act_assets.training.act_training.dpo_terms", noting)
+    monkeypatch.setattr("act_assets.training.act_trainer.dpo_terms", noting)
     profile = tiny_profile.model_copy(update={"act": tiny_profile.act.model_copy(update={"beta": named})})
     _train(replace(pacific, beta=0.5), few_turns, preference_pairs, model, chat, profile, tmp_path / "out")
     assert used == {beta}

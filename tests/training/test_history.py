@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from act_assets.errors import TrainingError
 from act_assets.rows import read_rows, write_rows
 from act_assets.training.history import History, TrainingPoint
+from resources.errors import TrainingError
 
 WHOLE = TrainingPoint(4, 0.5, "train", 0.69, 0.1, 0.75, 0.02, 1.5, 5e-7, 0.25, 0.5, 1.0)
 

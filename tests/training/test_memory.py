@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from act_assets.errors import TrainingError
 from act_assets.profile import load_profile
 from act_assets.training.memory import out_of_memory_advised
+from resources.errors import TrainingError
 
 SAID = (
     "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.15 GiB of which 1.00 GiB is "

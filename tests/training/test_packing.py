@@ -16,10 +16,10 @@ from act_assets.preference import build_pairs
 from act_assets.roles import EmbeddedProvider, Generator, RoleSettings
 from act_assets.tasks.base import Task
 from act_assets.training.act import Pair, initial_pair
-from act_assets.training.chat import ChatFormat
+from act_assets.training.chat_template import ChatFormat
+from act_assets.training.logprobs import dpo_terms, sequence_log_probs
 from act_assets.training.packing import Batch, TokenRow, grow, rows_of, share_out
 from act_assets.training.policy import PromptEncoder
-from act_assets.training.scoring import dpo_terms, sequence_log_probs
 from resources.llm.client import LLM
 
 SIZE = {

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from act_assets.conversation import TurnState, Utterance
-from act_assets.errors import TrainingError
 from act_assets.profile import Profile
 from act_assets.tasks.base import Task
 from act_assets.training.base_policy import build_model
-from act_assets.training.chat import ChatFormat
-from act_assets.training.engine import TransformersEngine
+from act_assets.training.chat_template import ChatFormat
+from act_assets.training.generation import TransformersEngine
 from act_assets.training.policy import ModelPolicy, PromptEncoder, SamplingSettings, load_model, save_model
 from act_assets.trajectory import Dialogue
+from resources.errors import TrainingError
 
 
 @pytest.fixture(scope="module")

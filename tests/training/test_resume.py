@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from act_assets.errors import RoleError, TrainingError
 from act_assets.training.act import SelfTraining
-from act_assets.training.state import StateStore
+from act_assets.training.checkpoint import StateStore
+from resources.errors import RoleError, TrainingError
 
 SMALL = Path(__file__).resolve().parent / "small_training.py"
 

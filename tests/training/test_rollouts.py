@@ -8,9 +8,9 @@ from dataclasses import asdict
 
 import pytest
 
-from act_assets.errors import TrainingError
 from act_assets.training.act import Completion, Rollout, Sampled
 from act_assets.training.rollouts import Group, RolloutSchedule, batches_of, plan_groups, sampled_from_json
+from resources.errors import TrainingError
 
 
 def _sampled(turn: int, version: int) -> Sampled:

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 
 from act_assets.conversation import Conversation, TurnState
-from act_assets.errors import TrainingError
 from act_assets.profile import Compute, Profile
 from act_assets.tasks.base import Task
 from act_assets.training.act import gold_completion
 from act_assets.training.base_policy import build_model, make_base_policy
-from act_assets.training.chat import ChatFormat
+from act_assets.training.chat_template import ChatFormat
 from act_assets.training.history import TrainingPoint
 from act_assets.training.policy import PromptEncoder, save_model
 from act_assets.training.sft import response_row, train_sft
+from resources.errors import TrainingError
 
 UNMEASURED = (
     "turns",
@@ -201,8 +201,8 @@ def test_of_several_learning_rates_the_one_with_the_lowest_validation_loss_is_ke
 def test_packing_the_turns_of_a_conversation_computes_less_and_changes_no_loss(
     pacific: Task, few_turns: list[TurnState], chat: ChatFormat, tiny_profile: Profile
 ) -> None:
+    from act_assets.training.logprobs import sequence_log_probs
     from act_assets.training.packing import Batch, rows_of
-    from act_assets.training.scoring import sequence_log_probs
     from act_assets.training.sft import groups_of
 
     scratch = tiny_profile.policy.scratch

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from act_assets.errors import TrainingError
 from act_assets.profile import Engine
 from act_assets.training import vllm_engine, vllm_server
-from act_assets.training.engine import make_engine
+from act_assets.training.generation import make_engine
 from act_assets.training.vllm_engine import SERVE, VllmServerEngine, serve_command
+from resources.errors import TrainingError
 
 END = 7
 PROFILE = Engine(name="vllm", mode="server", memory_share=0.4, devices="1")

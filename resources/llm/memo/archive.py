@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from resources.files import sync
 from resources.llm.memo.database import Database, write_parquet
-from resources.llm.memo.exchange import write_answers
+from resources.llm.memo.import_export import write_answers
 from resources.llm.memo.records import USE_FIELDS, Record, Use
 from resources.llm.memo.schema import ANSWERS, USES
 from resources.llm.memo.view import COLUMNS, Filters, first_line, portions

@@ -28,7 +28,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from act_assets.errors import ActError
+from resources.errors import ActError
 from resources.files import private_file, sync
 from resources.llm.base import LLMResponse
 from resources.llm.memo.records import Answer, Use

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from act_assets.errors import ActError
+from resources.errors import ActError
 from resources.files import sync
 from resources.llm.memo.records import Record, canonical, from_json, to_json
 

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from resources.llm.memo.database import Busy, Database, Stored
-from resources.llm.memo.flights import Flights
 from resources.llm.memo.journal import Damage, Journal, finished, journals, read_journal, to_line
+from resources.llm.memo.key_locks import Flights
 from resources.llm.memo.records import Answer, Record, Use
 from resources.llm.memo.tails import Tails
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from act_assets.errors import ActError
+from resources.errors import ActError
 from resources.llm.base import LLMRequest, LLMResponse
 
 KEY_VERSION = 1  # raise it when the same question would be written otherwise; old keys stay what they are

@@ -10,7 +10,7 @@ from typing import Any
 
 import duckdb
 
-from act_assets.errors import ActError
+from resources.errors import ActError
 from resources.llm.memo.memo import Memo
 from resources.llm.memo.records import ANSWER_FIELDS, Answer
 from resources.llm.memo.schema import answers_of

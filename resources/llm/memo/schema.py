@@ -15,7 +15,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from act_assets.errors import ActError
+from resources.errors import ActError
 from resources.llm.memo.records import Answer, Record, Use
 
 _ANSWER_COLUMNS = """

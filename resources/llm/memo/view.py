@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import duckdb
 import pyarrow as pa
 
-from act_assets.errors import ActError
+from resources.errors import ActError
 from resources.llm.memo.database import Database, Rebuilt, connect
 from resources.llm.memo.journal import journals, read_journal
 from resources.llm.memo.memo import Memo

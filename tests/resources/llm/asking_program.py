@@ -28,10 +28,10 @@ import openai.resources.chat.completions  # noqa: F401
 import pyarrow as pa
 
 from resources.llm import openai_chat, pool  # noqa: F401
-from resources.llm.asking import Persistence
 from resources.llm.base import ChatMessage, LLMFailure, LLMRequest, LLMResponse, Sampling
 from resources.llm.memo import memo as memo_module
-from resources.llm.pacing import Limits
+from resources.llm.rate_limit import Limits
+from resources.llm.retry import Persistence
 from resources.llm.service import CallSettings, Endpoint, open_llm
 
 pa.array([""])  # loads pandas; nothing of all this has to be loaded by the processes

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from act_assets.errors import ActError
+from resources.errors import ActError
 from resources.llm.budget import Budget, Reservation, estimate_tokens
 
 

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from act_assets.errors import ActError
+from resources.errors import ActError
 from resources.llm import client as client_module
-from resources.llm.asking import Persistence
 from resources.llm.base import (
     ChatMessage,
     FailureKind,
@@ -32,6 +31,7 @@ from resources.llm.client import LLM, Memory
 from resources.llm.memo.memo import Memo, close_memos, memo_at
 from resources.llm.memo.records import key_of, question_of
 from resources.llm.prices import Price
+from resources.llm.retry import Persistence
 
 PRICE = Price(1e6, 1e6)  # a dollar for each token
 QUICK = Persistence(timeout_s=5.0, attempts=3, patience_s=5.0, backoff_s=0.001)
@@ -197,7 +197,7 @@ def test_a_budget_stops_the_run_and_keeps_what_was_paid(memo: Memo, bounds: tupl
 def can_be_asked_elsewhere(folder: Path, *questions: str) -> list[bool]:
     """Whether another process may ask these now."""
     keys = [key_of(question_of(Provider.name, Provider.base_url, r)) for r in asking(*questions)]
-    program = """import sys; from pathlib import Path; from resources.llm.memo.flights import Flights
+    program = """import sys; from pathlib import Path; from resources.llm.memo.key_locks import Flights
 flights = Flights(Path(sys.argv[1])); print([flights.begin(key) for key in sys.argv[2:]])"""
     command = [sys.executable, "-c", program, str(folder / "flights.lock"), *keys]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout

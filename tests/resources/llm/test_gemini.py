@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from act_assets.errors import ActError
+from resources.errors import ActError
 from resources.llm.base import ChatMessage, LLMRequest, LLMResponse, ProviderError, Sampling
 from resources.llm.gemini import GeminiProvider
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from act_assets.errors import ActError
+from resources.errors import ActError
 from resources.llm.keys import GEMINI_KEYS, OPENAI_KEYS, clean_base_url, keys_of, redact
 
 

@@ -21,9 +21,9 @@ import pytest
 
 from resources.llm.base import ChatMessage, LLMRequest, Sampling
 from resources.llm.memo.journal import journals, read_journal
+from resources.llm.memo.maintain import verify
 from resources.llm.memo.memo import Memo
 from resources.llm.memo.records import Answer, key_of, question_of
-from resources.llm.memo.upkeep import verify
 
 TESTS = Path(__file__).resolve().parents[2]
 PROGRAM = Path(__file__).with_name("asking_program.py")

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import yaml
 
-from act_assets.roles.cast import usage_facts
+from act_assets.roles.build import usage_facts
 from resources.llm.base import ChatMessage, LLMFailure, LLMRequest, Sampling
 from resources.llm.memo.memo import close_memos
-from resources.llm.pacing import Limits
+from resources.llm.rate_limit import Limits
 from resources.llm.service import CallSettings, Endpoint, open_llm
 
 REPO = Path(__file__).resolve().parents[3]
@@ -92,7 +92,7 @@ def test_no_key_in_what_a_run_leaves_behind(loopback: Any, keys: None, tmp_path:
         path = tmp_path / "served.yaml"
         path.write_text(yaml.safe_dump(profile))
         environment = {**os.environ, "ACT_HOME": str(tmp_path / "home"), "DAGSTER_DISABLE_TELEMETRY": "1"}
-        command = [sys.executable, "-m", "act_assets.cli", "run", "--profile", str(path)]
+        command = [sys.executable, "-m", "act_assets.cli.app", "run", "--profile", str(path)]
         ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
         assert len(server.calls) > 100 and server.calls[0].request.key == KEYS[2]
     assert ran.returncode == 1, "some pairs are blocked, so the run ends there"

@@ -13,14 +13,14 @@ import duckdb
 import pyarrow.parquet as pq
 import pytest
 
-from act_assets.errors import ActError
+from resources.errors import ActError
 from resources.llm import service
-from resources.llm.asking import Persistence
 from resources.llm.base import ChatMessage, LLMFailure, LLMRequest, LLMResponse, ProviderError, Sampling
 from resources.llm.gemini import GeminiProvider
 from resources.llm.memo.memo import close_memos
 from resources.llm.openai_chat import OpenAIProvider
-from resources.llm.pacing import Limits
+from resources.llm.rate_limit import Limits
+from resources.llm.retry import Persistence
 from resources.llm.service import CallSettings, Endpoint, open_llm
 
 KEYS = ("first-key-of-this-test-0123456789", "second-key-of-this-test-0123456789")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from act_assets.errors import ActError
+from resources.errors import ActError
 from resources.llm.prices import FREE, GEMINI_URL, OPENAI_URL, OWN_ENDPOINTS, SHIPPED, Price, PriceTable
 
 SHIPPED_TABLE = PriceTable.load()

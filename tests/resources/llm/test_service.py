@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from act_assets.errors import ActError
+from resources.errors import ActError
 from resources.llm.base import ChatMessage, LLMFailure, LLMRequest, LLMResponse, Sampling
 from resources.llm.memo.memo import close_memos
-from resources.llm.pacing import Limits
+from resources.llm.rate_limit import Limits
 from resources.llm.service import CallSettings, Endpoint, open_llm, served_at
 
 

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from act_assets.errors import ActError
+from resources.errors import ActError
 from resources.llm.memo import database as database_module
 from resources.llm.memo.database import Busy, Database, Stored
 from resources.llm.memo.journal import Journal, journals, to_line

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from act_assets.errors import ActError
+from resources.errors import ActError
 from resources.llm.memo import journal as journal_module
 from resources.llm.memo.journal import Journal, finished, from_line, journals, read_journal, to_line
 from resources.llm.memo.records import Use
@@ -32,7 +32,7 @@ LINES = [to_line(record) for record in RECORDS]
 WRITER = """
 import resource, sys
 from pathlib import Path
-from act_assets.errors import ActError
+from resources.errors import ActError
 from resources.llm.memo.journal import Journal, to_line
 from resources.llm.memo.records import Use
 journal = Journal(Path(sys.argv[1]))

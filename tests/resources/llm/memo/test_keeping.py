@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from act_assets.errors import ActError
+from resources.errors import ActError
 from resources.llm.memo import memo as memo_module
 from resources.llm.memo.journal import journals, read_journal, to_line
 from resources.llm.memo.memo import Memo, close_memos, memo_at

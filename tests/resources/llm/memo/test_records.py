@@ -14,9 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from act_assets.errors import ActError
+from resources.errors import ActError
 from resources.llm import service
-from resources.llm.asking import Persistence
 from resources.llm.base import ChatMessage, LLMRequest, LLMResponse, Sampling
 from resources.llm.memo.memo import close_memos, memo_at
 from resources.llm.memo.records import (
@@ -30,7 +29,8 @@ from resources.llm.memo.records import (
     question_of,
     to_json,
 )
-from resources.llm.pacing import Limits
+from resources.llm.rate_limit import Limits
+from resources.llm.retry import Persistence
 
 ASKED = LLMRequest(
     "generator",

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from act_assets.errors import ActError
+from resources.errors import ActError
 from resources.llm.base import ChatMessage, LLMRequest, LLMResponse, Sampling
 from resources.llm.memo.memo import Memo
 from resources.llm.memo.records import Answer, Asker, Record, Use, key_of, new_answer, question_of

@@ -10,7 +10,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from act_assets.errors import ActError
+from resources.errors import ActError
 from resources.llm.memo import database as database_module
 from resources.llm.memo.database import Database
 from resources.llm.memo.journal import journals

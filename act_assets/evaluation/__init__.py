@@ -1,0 +1,1 @@
+"""A policy, a task and roles give an evaluation report; reports give a leaderboard and a page."""

@@ -1,0 +1,1 @@
+"""The whole graph without Dagster: stages, what they compute, plans and checks."""

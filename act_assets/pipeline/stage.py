@@ -1,0 +1,232 @@
+"""What each asset computes, from raw files to the report: the whole pipeline without Dagster.
+
+A stage reads the artifacts of earlier stages and writes its own. Its identity is everything that can change its
+content: its version, the settings it reads, the prompts it renders, the content of its inputs, the seed. An
+artifact of that identity is never made twice, so a run that was killed goes on where it was, and a change that
+changes nothing stops where it is found out.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import BaseModel
+
+from act_assets.profile import TRANSPORT, Profile
+from act_assets.roles.role import prompt_hash
+from act_assets.tasks import source_hash
+from act_assets.tasks.base import Task
+from resources.artifacts import Artifact, ArtifactStore, Key, identity_hash
+from resources.errors import ActError
+from resources.files import alone
+from resources.llm.service import CallSettings
+
+TRAIN_SIZES = (50, 100, 250)
+
+
+class Progress(Protocol):
+    """Shows long work: a context that gives a function to call after each item."""
+
+    def __call__(self, description: str, total: int) -> AbstractContextManager[Callable[[], None]]: ...
+
+
+class Launcher(Protocol):
+    """Runs one training job, described by a JSON file, in a process of its own; raises TrainingError."""
+
+    def __call__(self, job: Path) -> None: ...
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """What a stage is run with."""
+
+    task: Task
+    train_size: int | None
+    seed: int
+    profile: Profile
+    store: ArtifactStore
+    data_dir: Path
+    data_origin: str
+    prompts_dir: Path
+    reports_dir: Path
+    progress: Progress
+    launch: Launcher
+    calls: CallSettings
+    inputs: Mapping[str, Artifact] = field(default_factory=dict)
+    work: Path = Path()  # where a long stage keeps what it goes on from when it is cut short; `run_stage` names it
+
+    @property
+    def where(self) -> str:
+        size = "" if self.train_size is None else f", train size {self.train_size}"
+        return f"task {self.task.name}{size}"
+
+
+Build = Callable[[StageRun, Path], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of the pipeline. `sized` stages are made once per train size, others once per task.
+
+    `settings` picks what the stage reads from the profile; `prompts` are the roles whose templates it renders;
+    `discover` finds inputs that may or may not be there yet; `publish` puts a copy where people look for it, made
+    or found again; a `resumable` one that is cut short goes on from its `work` folder. Raise `version` when the code
+    changes what comes out.
+    """
+
+    name: str
+    sized: bool
+    inputs: tuple[str, ...]
+    build: Build
+    version: int = 1
+    seeded: bool = True
+    settings: Callable[[Profile], Any] = lambda profile: None
+    prompts: tuple[str, ...] = ()
+    fingerprint: Callable[[StageRun], Any] = lambda run: None
+    discover: Callable[[StageRun], dict[str, Artifact]] = lambda run: {}
+    publish: Callable[[StageRun, Artifact], dict[str, Any]] = lambda run, artifact: {}
+    resumable: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A stage's artifact, whether it was there already, and what `publish` said."""
+
+    artifact: Artifact
+    reused: bool
+    published: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Made:
+    """What a launch came to: each asset's metadata by name, and the checks that did not pass."""
+
+    assets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    failed_checks: list[str] = field(default_factory=list)
+
+
+def run_stage(stages: Mapping[str, Stage], name: str, run: StageRun) -> Outcome:
+    """Makes a stage's artifact, or finds it again. Raises ActError naming what is missing or wrong."""
+    stage = stages[name]
+    key = stage_key(stage, run)
+    inputs = {i: run.store.require(stage_key(stages[i], run)) for i in stage.inputs}
+    run = replace(run, inputs=inputs | stage.discover(run), calls=run.calls.for_asset(name, key.partition))
+    identity = _identity(stage, run)
+    anew = run.calls.mode == "refresh" and any(role in run.profile.roles.played() for role in stage.prompts)
+    found = None if anew else run.store.reuse(key, identity)
+    if found is not None:
+        if stage.resumable:  # a run that was killed when the artifact was there had no time to clear up
+            shutil.rmtree(run.store.work_folder(key, identity), ignore_errors=True)
+        outcome = Outcome(found, True)
+    else:
+        for began, _ in _listeners:
+            began(key)
+        outcome = Outcome(_build(stage, run, key, identity, anew=anew), False)
+    for _, ended in _listeners:
+        ended(key, outcome.reused, outcome.artifact.seconds)
+    return replace(outcome, published=stage.publish(run, outcome.artifact))
+
+
+def _build(stage: Stage, run: StageRun, key: Key, identity: dict[str, Any], *, anew: bool) -> Artifact:
+    """Makes the artifact. Raises ActError where a stage that can be resumed is being made by another run."""
+    if not stage.resumable:
+        return run.store.build(key, identity, lambda folder: stage.build(run, folder), replace=anew)
+    work = run.store.work_folder(key, identity)
+    if anew:  # what an earlier run left was not asked anew
+        work = work.with_name(f"{work.name}-{run.calls.since:.0f}")
+    with alone(work.with_name(f"{work.name}.lock")) as free:
+        if not free:
+            raise ActError(
+                f"{key} is being made by another run", where=str(work), todo="wait until it has ended, then run again"
+            )
+        working = replace(run, work=work)
+        built = run.store.build(key, identity, lambda folder: stage.build(working, folder), replace=anew)
+        shutil.rmtree(work, ignore_errors=True)
+    return built
+
+
+def up_to_date(
+    stages: Mapping[str, Stage], name: str, run: StageRun, known: dict[Key, Artifact | None] | None = None
+) -> Artifact | None:
+    """The artifact that `run_stage` would find again, all it was made from being up to date too; else None.
+
+    Nothing is made. Dagster's own stale status looks at direct inputs alone; this looks all the way up. `known`
+    carries what is found from one question to the next, so that each artifact is looked at once.
+    """
+    known = {} if known is None else known
+    key = stage_key(stages[name], run)
+    if key not in known:
+        known[key] = _up_to_date(stages, stages[name], run, known)
+    return known[key]
+
+
+def _up_to_date(
+    stages: Mapping[str, Stage], stage: Stage, run: StageRun, known: dict[Key, Artifact | None]
+) -> Artifact | None:
+    found = run.store.find(stage_key(stage, run))
+    if found is None:
+        return None
+    inputs: dict[str, Artifact] = {}
+    for needed in stage.inputs:
+        artifact = up_to_date(stages, needed, run, known)
+        if artifact is None:
+            return None
+        inputs[needed] = artifact
+    run = replace(run, inputs=inputs | stage.discover(run))
+    return found if identity_hash(_identity(stage, run)) == found.identity_hash else None
+
+
+def _identity(stage: Stage, run: StageRun) -> dict[str, Any]:
+    """Everything that can change what a stage makes; `run.inputs` are its inputs."""
+    return {
+        "asset": stage.name,
+        "partition": stage_key(stage, run).partition,
+        "version": stage.version,
+        "seed": run.seed if stage.seeded else None,
+        "settings": _without_transport(stage.settings(run.profile)),
+        "task": source_hash(run.task),
+        "prompts": {role: _prompt_version(role, run) for role in stage.prompts},
+        "inputs": {name: artifact.content_hash for name, artifact in sorted(run.inputs.items())},
+        "fingerprint": stage.fingerprint(run),
+    }
+
+
+def _prompt_version(role: str, run: StageRun) -> str:
+    """The hash of a prompt that is rendered; a role that a rule plays renders none."""
+    return prompt_hash(role, run.task.name, run.prompts_dir) if role in run.profile.roles.played() else "not asked"
+
+
+Began = Callable[[Key], None]
+Ended = Callable[[Key, bool, float], None]
+_listeners: list[tuple[Began, Ended]] = []
+
+
+@contextmanager
+def announcing(began: Began, ended: Ended) -> Iterator[None]:
+    """While it lasts, `began` hears of every stage that is being made, `ended` of every stage that is there."""
+    _listeners.append((began, ended))
+    try:
+        yield
+    finally:
+        _listeners.remove((began, ended))
+
+
+def stage_key(stage: Stage, run: StageRun) -> Key:
+    """Which artifact a stage makes in a run."""
+    if stage.sized and run.train_size is None:
+        raise ActError(f"{stage.name} needs a train size", todo=f"choose one of {', '.join(map(str, TRAIN_SIZES))}")
+    return Key(stage.name, run.task.name, run.train_size if stage.sized else None)
+
+
+def _without_transport(value: Any) -> Any:
+    """Settings without what changes only how fast an answer comes."""
+    if isinstance(value, dict):
+        return {k: _without_transport(v) for k, v in value.items() if k not in TRANSPORT}
+    if isinstance(value, list | tuple):
+        return [_without_transport(v) for v in value]
+    return _without_transport(value.model_dump(mode="json")) if isinstance(value, BaseModel) else value

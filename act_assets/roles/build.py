@@ -1,0 +1,177 @@
+"""Roles from a profile: which provider plays which role, with which settings."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from act_assets.conversation import Conversation
+from act_assets.profile import LLMRole, Profile
+from act_assets.roles.annotator import Annotator
+from act_assets.roles.classifier import Classifier
+from act_assets.roles.embedded import MODEL, EmbeddedProvider
+from act_assets.roles.generator import Generator
+from act_assets.roles.intent import IntentSummarizer
+from act_assets.roles.perturbation import Perturber
+from act_assets.roles.role import RoleSettings, draw_in_context
+from act_assets.roles.simulator import Simulator
+from act_assets.tasks.base import Task
+from resources.errors import ActError, ProfileError
+from resources.llm.base import Usage
+from resources.llm.client import LLM
+from resources.llm.keys import keys_of
+from resources.llm.rate_limit import Limits
+from resources.llm.retry import Persistence
+from resources.llm.service import CallSettings, Endpoint, key_variables, open_llm, price_table, served_at
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """Makes the roles of one task, as a profile names them."""
+
+    profile: Profile
+    task: Task
+    prompts_dir: Path
+    seed: int
+    calls: CallSettings
+
+    def generator(self, pool: Sequence[Conversation]) -> Generator:
+        """M with in-context conversations drawn from `pool`, which is training data."""
+        role = self.profile.roles.generator
+        examples, shown = self._in_context(pool)
+        return Generator(self.llm(role), self._settings(role), self.task, examples, self.prompts_dir, shown=shown)
+
+    def intent_summarizer(self) -> IntentSummarizer:
+        role = self.profile.roles.intent
+        return IntentSummarizer(self.llm(role), self._settings(role), self.task, self.prompts_dir)
+
+    def perturber(self) -> Perturber:
+        role = self.profile.roles.played()["perturbation"]
+        return Perturber(self.llm(role), self._settings(role), self.task, self.prompts_dir)
+
+    def simulator(self) -> Simulator:
+        role = self.profile.roles.simulator
+        return Simulator(self.llm(role), self._settings(role), self.task, self.prompts_dir)
+
+    def annotator(self) -> Annotator:
+        role, source = self.profile.roles.annotator, self.profile.labels_from
+        if role.llm is None:
+            return Annotator(self.task, source)
+        return Annotator(self.task, source, self.llm(role.llm), self._settings(role.llm), self.prompts_dir)
+
+    def classifier(self, pool: Sequence[Conversation]) -> Classifier:
+        """A with in-context conversations drawn from `pool`, which is training data."""
+        role = self.profile.roles.classifier
+        if role.llm is None:
+            return Classifier(self.task, role.source)
+        examples, shown = self._in_context(pool)
+        llm, settings = self.llm(role.llm), self._settings(role.llm)
+        return Classifier(self.task, role.source, llm, settings, examples, self.prompts_dir, shown=shown)
+
+    def _in_context(self, pool: Sequence[Conversation]) -> tuple[tuple[Conversation, ...], int]:
+        """More than are shown, for a turn never sees a conversation of its own group (itself, its twin)."""
+        shown = self.profile.roles.in_context_conversations
+        largest = max(Counter(c.group_id for c in pool).values(), default=1)
+        return draw_in_context(pool, shown + largest, self.seed), shown
+
+    def llm(self, role: LLMRole) -> LLM:
+        """The model that plays a role, with this run's memo, pace and budget."""
+        return open_llm(endpoint_of(role), self.calls, EmbeddedProvider)
+
+    def _settings(self, role: LLMRole) -> RoleSettings:
+        return RoleSettings(
+            role.provider,
+            role.model,
+            role.temperature,
+            role.max_output_tokens,
+            self.seed if role.send_seed else None,
+            role.top_p,
+            role.extra,
+        )
+
+
+def check_roles(profile: Profile, *, max_cost_usd: float | None = None) -> None:
+    """Raises ProfileError, before anything is made, listing every role that cannot be played as it is written.
+
+    A missing key is no such mistake: what the memo holds needs none.
+    """
+    mistakes = []
+    for name, role in profile.roles.played().items():
+        if name == "perturbation" and profile.roles.perturbation is None:
+            continue  # the generator's model, whose mistakes stand there
+        where = f"roles.{name}" + (".llm" if name in ("annotator", "classifier") else "")
+        mistakes += [f"{where}: {why}" for why in _unplayable(role, max_cost_usd)]
+    if mistakes:
+        raise ProfileError(
+            "the profile names roles that cannot be played:\n" + "\n".join(f"  - {m}" for m in mistakes),
+            where=f"profile {profile.name}",
+            todo="mend all of them, then run again",
+        )
+
+
+def _unplayable(role: LLMRole, max_cost_usd: float | None) -> list[str]:
+    if role.provider == "embedded":
+        named = [n for n in ("base_url", "top_p", "extra") if getattr(role, n)]
+        mistakes = [f"the embedded provider takes no {n}" for n in named]
+        if role.model != MODEL:
+            mistakes.append(f"the embedded provider has no model {role.model!r}, only {MODEL}")
+        return mistakes
+    try:
+        base_url = served_at(endpoint_of(role))
+        price = price_table().price(role.provider, base_url, role.model)
+    except ActError as error:
+        return [error.what]
+    if max_cost_usd is not None and price is None:
+        return [
+            f"the price of {role.model} at {base_url} is not known, which a budget in dollars needs: "
+            "name it in a file and set ACT_PRICES to its path, or limit the number of calls instead"
+        ]
+    return []
+
+
+def endpoint_of(role: LLMRole) -> Endpoint:
+    """Where a role's model answers, and how it may be asked."""
+    tries = {n: v for n in ("timeout_s", "attempts", "patience_s") if (v := getattr(role, n)) is not None}
+    return Endpoint(
+        role.provider,
+        role.model,
+        role.base_url,
+        Limits(role.max_concurrency, role.requests_per_minute, role.tokens_per_minute),
+        Persistence(**tries),
+    )
+
+
+def missing_keys(providers: Iterable[str]) -> list[str]:
+    """A sentence for each provider whose key is not set; local servers of the openai protocol may need none."""
+    named = [(p, key_variables(p)) for p in dict.fromkeys(providers)]
+    return [f"{p}: {names[0]} is not set in the environment" for p, names in named if names and not keys_of(*names)]
+
+
+def describe(role: LLMRole | None, source: str = "llm") -> str:
+    """A role in a report: `embedded (embedded-rules-1)`, or the rule that stands in its place."""
+    return f"{role.provider} ({role.model})" if role is not None else source
+
+
+def describe_labels(profile: Profile) -> str:
+    """Where the actions that training sees come from, in a report: `gold`, or who plays G."""
+    return describe(profile.roles.annotator.llm, profile.labels_from)
+
+
+def usage_facts(usage: Usage) -> dict[str, Any]:
+    """What the calls of some roles came to, as facts of an artifact; dollars are rounded to a millionth."""
+    facts: dict[str, Any] = {
+        "llm_calls": usage.calls,
+        "llm_hits": usage.hits,
+        "llm_failures": usage.failures,
+        "llm_retries": usage.retries,
+        "llm_prompt_tokens": usage.prompt_tokens,
+        "llm_output_tokens": usage.output_tokens,
+        "llm_cost_usd": round(usage.cost_usd, 6),
+        "llm_saved_usd": round(usage.saved_usd, 6),
+    }
+    if usage.samples:
+        facts["llm_sample"] = [asdict(s) for s in usage.samples]
+    return facts

@@ -1,1 +1,0 @@
-"""Rules by which the embedded provider answers, task by task."""

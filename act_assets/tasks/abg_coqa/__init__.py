@@ -1,0 +1,1 @@
+"""Abg-CoQA: ambiguous questions about stories (Guo et al., 2021)."""

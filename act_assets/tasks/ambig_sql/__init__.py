@@ -1,0 +1,1 @@
+"""AmbigSQL: ambiguous requests for SQL, made from Spider (appendix C)."""

@@ -1,0 +1,127 @@
+"""Ambiguous twins of requests to a database, by rule (appendix C of the paper, where a language model writes them).
+
+The question is taken apart (sql_phrases.py) and one part of it is masked: what is wanted (here), about whom
+(sql_population.py), or how the results are presented (sql_presentation.py). Where no rule is sure of the English, there
+is no twin.
+"""
+
+from __future__ import annotations
+
+import re
+
+from act_assets.tasks.ambig_sql.phrases import (
+    ARE_THERE,
+    AUXILIARY,
+    END_THERE,
+    NO_THAT,
+    THERE,
+    Noun,
+    Reading,
+    SchemaNames,
+    broken,
+    capital,
+    known_nouns,
+    read,
+    stem,
+)
+from act_assets.tasks.ambig_sql.population import mask_population
+from act_assets.tasks.ambig_sql.presentation import mask_presentation
+from act_assets.tasks.ambig_sql.strategy import Perturbed, QueryFacts, Strategy, query_facts
+from act_assets.tasks.rules import Draw, same_text, words
+
+__all__ = ["Perturbed", "SchemaNames", "perturb"]
+
+
+def perturb(question: str, query: str, strategy: Strategy, names: SchemaNames) -> Perturbed | None:
+    """The twin of a clear request in which `strategy` names what is left open; None where no rule is sure.
+
+    Raises ValueError where the query cannot be parsed.
+    """
+    facts = query_facts(query)
+    question = " ".join(question.split())
+    if re.search(r"\b(\w+) \1\b(?! \d)", question, re.IGNORECASE):
+        return None  # `the the`
+    draw = Draw(question)
+    if strategy == "presentation":
+        twin = mask_presentation(question, facts, names, draw)
+    elif strategy == "population":
+        twin = mask_population(question, facts, names, draw)
+    else:
+        twin = _mask_information(question, facts, names, draw)
+    return None if twin is None or same_text(twin.request, question) else twin
+
+
+# Information: the noun with everything that restricts it stays, what is wanted of it goes.
+
+_OPENINGS = ("Tell me about", "Give me information about", "I want to know about", "Show me details about")
+
+
+def _mask_information(question: str, facts: QueryFacts, names: SchemaNames, draw: Draw) -> Perturbed | None:
+    reading = read(question, facts, names)
+    if reading is None or reading.noun.possessive or broken(reading.noun):
+        return None
+    noun = reading.noun
+    rest = _as_clause(reading)
+    # `Show the carriers that ...`: of the values of a column there is little to know but themselves.
+    tables = known_nouns((*names.tables, *facts.tables))
+    column = known_nouns(facts.selected) - tables
+    if reading.form in ("listed", "which") and {stem(w) for w in noun.head.split()[-2:]} & column:
+        return None
+    # Who asks for all columns is answered by `tell me about`.
+    if rest is None or not (facts.selected or facts.aggregates):
+        return None
+    about = f"{_article(noun)}{noun.phrase}"
+    opening = draw.shuffled("opening", _OPENINGS)[0]
+    request = f"{opening} {about} {rest}".strip().rstrip(" ,") + "."
+    # `these names` or `the names of ...` as a population would still hold what is wanted.
+    if reading.form in ("listed", "which") and stem(noun.head.split()[-1]) in _ATTRIBUTES:
+        return None
+    this = "these" if noun.plural else "this"
+    head = noun.head.lower()
+    figure = ", or do you need a figure about them" if noun.plural else ""
+    questions = (
+        f"What would you like to know about the {head}?",
+        f"What exactly do you want to know about {this} {head}?",
+        f"Which information about the {head} do you want?",
+        f"Which details of the {head} are you interested in{figure}?",
+    )
+    return Perturbed(capital(request), draw.shuffled("question", questions)[0])
+
+
+_ATTRIBUTES = words("age amount code date description detail email id name number phone price title year")
+
+
+def _article(noun: Noun) -> str:
+    if noun.determiner in ("", "any", "some", "a", "an", "any of the"):
+        return "the "
+    return f"{noun.determiner} "
+
+
+def _as_clause(reading: Reading) -> str | None:
+    """What follows the noun, such that it restricts it: `play football` becomes `that play football`."""
+    rest = reading.noun.rest
+    if reading.form in ("asked", "listed", "counted"):
+        return rest
+    if reading.form == "how many" and THERE.match(rest.lower()):
+        return ""
+    if reading.form == "how many":
+        opened = ARE_THERE.sub("", rest)
+        if opened != rest:
+            return opened
+    first = rest.split()[0].lower() if rest else ""
+    if not first:
+        return "" if reading.form == "how many" else None
+    closed = END_THERE.sub("", rest)
+    if first in NO_THAT or (first.endswith(("ed", "ing")) and closed != rest):
+        # `students in room 1 have a pet`: the verb comes later, and the words before it are no clause of their own
+        return closed if closed != rest and not _verbs(closed) else None
+    if first in ("do", "does", "did") and rest.split()[1:2] not in (["not"], ["n't"]):
+        match = re.fullmatch(r"(?:does|did|do) (the .+|each .+|\"?[A-Z].+) have", rest)
+        return f"of {match.group(1)}" if match and not _verbs(match.group(1)) else None
+    if re.match(r"(?:is|are|was|were) (?:the|there)\b", rest):
+        return None
+    return f"that {closed}"
+
+
+def _verbs(text: str) -> bool:
+    return bool(set(text.lower().split()) & (AUXILIARY | words("who that which live work")))

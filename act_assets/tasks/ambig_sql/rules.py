@@ -1,0 +1,144 @@
+"""The embedded provider's rules for AmbigSQL: clarifying questions in the form of the gold ones, guesses at the SQL.
+
+The generator reads the schema, what was said, and the references only so as not to repeat them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import get_args
+
+from act_assets.conversation import ANSWER, CLARIFY, ClearRequest, TurnState, Utterance
+from act_assets.tasks.ambig_sql.guess import by_overlap, guesses, same_query
+from act_assets.tasks.ambig_sql.perturbation import SchemaNames, perturb
+from act_assets.tasks.ambig_sql.phrases import stem
+from act_assets.tasks.ambig_sql.spider import Table, parse_tables, tables_of
+from act_assets.tasks.ambig_sql.strategy import Perturbed, Strategy, perturbation_text
+from act_assets.tasks.rules import Draw, Rules, one_line, words
+
+STOCK_QUESTION = "Could you say more precisely what you want to know?"
+"""Beside a request that no rule could mask: the pipeline drops twins that equal their original."""
+
+
+class AmbigSqlRules(Rules):
+    """A response that takes the wanted action and is not the reference; a user who says the clear request."""
+
+    def generate(self, turn: TurnState, action: str, seed: int) -> str | None:
+        tables = tables_of(turn.context)
+        if not tables:
+            return None
+        draw = Draw(f"{turn.turn_id}|{seed}")
+        references = (turn.response.text, turn.goal.text)
+        if action == CLARIFY.name:
+            said = {*references, *(m.content for m in turn.history)}
+            return next((q for q in _questions(turn.request, tables, draw) if q not in said), None)
+        if action == ANSWER.name:
+            candidates = guesses(turn.request, tables, draw)
+            return next((c for c in candidates if not any(same_query(c, r) for r in references)), None)
+        return None
+
+    def reply(self, turn: TurnState, intent: str, utterances: Sequence[Utterance]) -> str | None:
+        """The clear request, the first line of the intent, whatever was asked and however often."""
+        return one_line(intent.strip().partition("\n")[0]) or None
+
+    def perturb(self, clear: ClearRequest) -> str | None:
+        """The two lines that a model is asked for; the clear request itself where no rule can mask it."""
+        tables = parse_tables(clear.grounding.splitlines())
+        names = SchemaNames(tuple(t.natural for t in tables), tuple(c.natural for t in tables for c in t.columns))
+        try:
+            twin = perturb(clear.request, clear.target, _strategy(clear.strategy), names)
+        except ValueError:  # a target that cannot be parsed, which the task reports
+            twin = None
+        return perturbation_text(twin or Perturbed(clear.request, STOCK_QUESTION))
+
+
+def _strategy(name: str) -> Strategy:
+    if name not in get_args(Strategy):
+        raise ValueError(f"unknown strategy {name!r}")
+    return name  # type: ignore[return-value]
+
+
+# Clarifying questions of the three strategies. What a request says of its presentation decides which may be asked.
+
+_RANKS = re.compile(r"\b(?:most|least|fewest|top|rank\w*|(?:first|last)(?! names?\b)|\w{2,}est)\b", re.IGNORECASE)
+_GROUPS = re.compile(r"\b(?:each|every|per|groups?|grouped)\b", re.IGNORECASE)
+_ORDERS = re.compile(r"\b(?:order\w*|sort\w*|alphabetical\w*|ascending|descending)\b", re.IGNORECASE)
+_COUNTS = re.compile(r"\b(?:how many|count|number of)\b", re.IGNORECASE)
+_PRONOUN = re.compile(r"\b(?:ones|one|them|they|it)\b", re.IGNORECASE)
+
+
+def _questions(request: str, tables: Sequence[Table], draw: Draw) -> Iterator[str]:
+    nouns = [_plural_in(request, t) for t in by_overlap(request, tables, draw)[:3]]
+    presents = any(p.search(request) for p in (_RANKS, _GROUPS, _ORDERS))
+    groups = [_information(nouns[0]), _population(request, nouns)]
+    if draw.unit("strategy") < 0.5:
+        groups.reverse()
+    # A clear request has an ambiguous twin that leaves its presentation open where there is any to leave open.
+    groups.insert(0 if draw.unit("presentation") < (0.8 if presents else 0.05) else 2, _presentation(request, nouns[0]))
+    for i, group in enumerate(groups):
+        yield from draw.shuffled(f"form {i}", group)
+
+
+def _information(noun: str) -> list[str]:
+    return [
+        f"What would you like to know about the {noun}?",
+        f"What exactly do you want to know about these {noun}?",
+        f"Which information about the {noun} do you want?",
+        f"Which details of the {noun} are you interested in?",
+        f"Which details of the {noun} are you interested in, or is it a figure over them that you need?",
+    ]
+
+
+def _population(request: str, nouns: Sequence[str]) -> list[str]:
+    forms = ["What are you asking about?", "Who or what are you asking about?", "Which table are you referring to?"]
+    if pronoun := _PRONOUN.search(request):
+        forms += [f'Who or what do you mean by "{pronoun[0].lower()}"?', f'What does "{pronoun[0].lower()}" refer to?']
+    if _COUNTS.search(request):
+        forms += ["What would you like to count?", "What should be counted?"]
+    forms.append(f"Are you asking about the {nouns[0]}?")
+    if len(nouns) > 1:
+        forms.append(f"Do you mean the {nouns[0]} or the {nouns[1]}?")
+    return forms
+
+
+def _presentation(request: str, noun: str) -> list[str]:
+    if _GROUPS.search(request) and not _ORDERS.search(request):
+        return [
+            f"By what should the {noun} be grouped?",
+            f"What would you like to group the {noun} by?",
+            "Which groups do you have in mind?",
+            "What makes up a group here?",
+        ]
+    if _RANKS.search(request):
+        return [
+            f"By what should the {noun} be ranked?",
+            f"What should the {noun} be ranked by, and which end comes first?",
+            f"What decides which of the {noun} come first?",
+            "What should the ranking be based on?",
+        ]
+    return [
+        "In which order should the results be listed?",
+        "By what should the results be sorted, and in which direction?",
+        "What should the results be ordered by, and which end comes first?",
+        "How should the results be sorted?",
+    ]
+
+
+_NO_PLURAL = words("aircraft equipment faculty furniture news people personnel series sheep software staff")
+
+
+def _plural_in(request: str, table: Table) -> str:
+    """A table's name in the plural, as the request writes it where it does."""
+    *first, last = table.natural.split()
+    said = [w for w in re.findall(r"[A-Za-z]+", request) if stem(w) == stem(last) and w.lower() != stem(last)]
+    plural = said[0].lower() if said else _plural(last)
+    return " ".join([*first, plural])
+
+
+def _plural(word: str) -> str:
+    if word.endswith("s") or word in _NO_PLURAL:
+        return word
+    if re.search(r"[^aeiou]y$", word):
+        return f"{word[:-1]}ies"
+    return f"{word}es" if word.endswith(("x", "ch", "sh")) else f"{word}s"

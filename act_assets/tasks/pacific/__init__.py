@@ -1,0 +1,1 @@
+"""PACIFIC: conversational questions about finance tables (Deng et al., 2022)."""

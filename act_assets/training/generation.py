@@ -1,0 +1,293 @@
+"""What samples pi_theta: one small interface, and the engine that needs only transformers.
+
+    engine = TransformersEngine(model, chat.end_id, chat.pad_id, batch_size=64)
+    engine.sample(prompts, seeds, max_new_tokens=48, temperature=1.0)      # [[token ids], ...]
+
+A sample is the argmax of logits / T + Gumbel noise, and the noise is a function of (seed, step, token id) alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from act_assets.training.noise import gumbel_noise, noise_keys
+from resources.errors import TrainingError
+
+if TYPE_CHECKING:
+    import torch
+
+    from act_assets.profile import Engine
+    from act_assets.training.chat_template import ChatFormat
+
+
+# Rows that have ended leave the batch once they are this share of it: leaving copies the KV cache of those that stay.
+LEAVING = 0.25
+
+
+class RolloutEngine(Protocol):
+    """Samples pi_theta."""
+
+    version: int  # of the weights that samples come from
+
+    def sample(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], *, max_new_tokens: int, temperature: float
+    ) -> list[list[int]]:
+        """One continuation per prompt, up to and including the end-of-turn token, at most `max_new_tokens` long;
+        temperature 0 is greedy. A sample depends on its prompt, its seed and the weights alone."""
+        ...
+
+    def push(self, version: int) -> None:
+        """The policy has been updated: from now on samples come from its present weights. `version` counts updates."""
+        ...
+
+    def close(self) -> None:
+        """Ends what the engine started; safe to call again."""
+        ...
+
+
+class TransformersEngine:
+    """Batched decoding with a KV cache, in eval mode, prompts padded on the left.
+
+    `model` is any causal language model of transformers, with an adapter or without. `mixed_precision`: bf16 autocast.
+    `snapshot`: samples come from a copy of the model as it was at the last `push`, so that a thread can sample while
+    the model is trained; what is frozen is shared with it. `whole` makes all weights present where they are sharded;
+    it is entered once per `sample` and per copy, also where there is no prompt, for it may be a collective operation.
+    Within one device and precision, samples of different batches differ only where two tokens tie to rounding.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        end_id: int,
+        pad_id: int,
+        *,
+        batch_size: int,
+        mixed_precision: bool = False,
+        snapshot: bool = False,
+        whole: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        self.end_id, self.pad_id, self.batch_size, self.mixed_precision = end_id, pad_id, batch_size, mixed_precision
+        self.version = 0
+        self._trained, self._whole, self._busy = model, whole, threading.Lock()
+        self._own = snapshot
+        self.model = model
+        if snapshot:
+            with whole():
+                self.model = _copy_of(model)
+            if mixed_precision:
+                for parameter in _castable(self.model):
+                    parameter.data = parameter.data.bfloat16()
+
+    def push(self, version: int) -> None:
+        """Waits for a `sample` that is under way in another thread."""
+        import torch
+
+        with self._busy:
+            if self._own:
+                with self._whole(), torch.no_grad():
+                    pairs = zip(self.model.parameters(), self._trained.parameters(), strict=True)
+                    for own, trained in pairs:
+                        if trained.requires_grad:
+                            own.copy_(trained)
+            self.version = version
+
+    def close(self) -> None:
+        return
+
+    def sample(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], *, max_new_tokens: int, temperature: float
+    ) -> list[list[int]]:
+        """See `RolloutEngine`. Prompts of similar length go together, `batch_size` at a time."""
+        result: list[list[int]] = [[] for _ in prompts]
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        with self._busy, self._ready():
+            for start in range(0, len(order), self.batch_size):
+                batch = order[start : start + self.batch_size]
+                rows = [prompts[i] for i in batch]
+                sampled = self._decode(rows, [seeds[i] for i in batch], max_new_tokens, temperature)
+                for i, ids in zip(batch, sampled, strict=True):
+                    result[i] = ids
+        return result
+
+    @contextmanager
+    def _ready(self) -> Iterator[None]:
+        """All weights there, eval mode, no gradients, and the precision; everything given back at the end."""
+        import torch
+
+        was_training = self.model.training
+        self.model.eval()  # in train mode, checkpointing models lose the cache
+        try:
+            with ExitStack() as stack:
+                stack.enter_context(self._whole() if not self._own else nullcontext())
+                stack.enter_context(torch.no_grad())
+                if self.mixed_precision:
+                    stack.enter_context(nullcontext() if self._own else _cast_once(self.model))
+                    device = next(self.model.parameters()).device.type
+                    stack.enter_context(torch.autocast(device, dtype=torch.bfloat16))
+                yield
+        finally:
+            self.model.train(was_training)
+
+    def _decode(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], max_new_tokens: int, temperature: float
+    ) -> list[list[int]]:
+        import torch
+        from transformers import DynamicCache
+
+        device = next(self.model.parameters()).device
+        ids, mask, positions = self._padded(prompts, max_new_tokens, device)
+        width = ids.shape[1]
+        keys = noise_keys(seeds, device)
+        cache = DynamicCache(config=self.model.config)
+        sampled: list[list[int]] = [[] for _ in prompts]
+        rows = list(range(len(prompts)))  # which prompt each row of the batch continues
+        ended = [False] * len(rows)
+        for step in range(max_new_tokens):
+            scores = self.model(
+                input_ids=ids,
+                attention_mask=mask[:, : width + step],
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits[:, -1]
+            if temperature > 0:
+                scores = gumbel_noise(keys, step, scores.shape[-1]).add_(scores.float(), alpha=1 / temperature)
+            chosen = scores.argmax(-1)
+            for place, token in enumerate(chosen.tolist()):  # the one point of a step where a GPU is waited for
+                if not ended[place]:
+                    sampled[rows[place]].append(token)
+                    ended[place] = token == self.end_id
+            if all(ended):
+                break
+            ids, positions = chosen[:, None], positions[:, -1:] + 1
+            if sum(ended) >= LEAVING * len(rows):
+                kept = [place for place, over in enumerate(ended) if not over]
+                rows, ended = [rows[place] for place in kept], [False] * len(kept)
+                places = torch.tensor(kept, device=device)
+                ids, positions, mask, keys = (t[places] for t in (ids, positions, mask, keys))
+                cache.batch_select_indices(places)
+        return sampled
+
+    def _padded(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, device: Any
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Ids and positions [rows, width], and the attention mask with room for all new tokens."""
+        import torch
+
+        width = max(len(prompt) for prompt in prompts)
+        ids = torch.full((len(prompts), width), self.pad_id, dtype=torch.long)
+        mask = torch.ones((len(prompts), width + max_new_tokens), dtype=torch.long)
+        for row, prompt in enumerate(prompts):
+            ids[row, width - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
+            mask[row, : width - len(prompt)] = 0
+        positions = (mask[:, :width].cumsum(-1) - 1).clamp_(min=0)
+        return ids.to(device), mask.to(device), positions.to(device)
+
+
+def _castable(model: Any) -> list[Any]:
+    """The fp32 parameters that linear layers alone use; a tied embedding is left to autocast, for its rows are read
+    in fp32 elsewhere, and quantized weights are left as they are."""
+    import torch
+
+    linear: dict[int, Any] = {}
+    others: set[int] = set()
+    for module in model.modules():
+        own = list(module.parameters(recurse=False))
+        if isinstance(module, torch.nn.Linear):
+            linear |= {id(p): p for p in own if p.dtype == torch.float32}
+        else:
+            others |= {id(p) for p in own}
+    return [p for key, p in linear.items() if key not in others]
+
+
+@contextmanager
+def _cast_once(model: Any) -> Iterator[None]:
+    """Linear weights in bf16 for the block; autocast would cast them anew at every token.
+
+    Stand-ins take the parameters' places. Other data in the same parameters would lose the hooks by which DDP averages
+    gradients.
+    """
+    import torch
+
+    standing = {id(p): torch.nn.Parameter(p.detach().bfloat16(), requires_grad=False) for p in _castable(model)}
+    kept: list[tuple[Any, str, Any]] = []
+    try:
+        for module in model.modules():
+            for name, parameter in list(module._parameters.items()):
+                if id(parameter) in standing:
+                    kept.append((module, name, parameter))
+                    module._parameters[name] = standing[id(parameter)]
+        yield
+    finally:
+        for module, name, parameter in kept:
+            module._parameters[name] = parameter
+
+
+def _copy_of(model: Any) -> Any:
+    """A copy whose frozen parameters share their memory with the original's."""
+    import torch
+
+    def shared(parameter: Any) -> Any:
+        plain = type(parameter) is torch.nn.Parameter  # a quantized one carries more than its data
+        return torch.nn.Parameter(parameter.data, requires_grad=False) if plain else parameter
+
+    memo = {id(p): shared(p) for p in model.parameters() if not p.requires_grad}
+    return copy.deepcopy(model, memo).eval()
+
+
+def make_engine(
+    settings: Engine,
+    model: Any,
+    chat: ChatFormat,
+    *,
+    batch_size: int,
+    mixed_precision: bool,
+    snapshot: bool,
+    model_path: str | Path,
+    logs: Path,
+    whole: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    max_length: int | None = None,
+    accelerator: Any = None,
+) -> RolloutEngine:
+    """The engine that a profile names. Raises TrainingError where it cannot run here.
+
+    `model_path` holds the weights that vLLM starts from, `logs` what it says; `max_length` is the longest
+    conversation in tokens. `accelerator` is needed with several processes.
+    """
+    if settings.name == "transformers":
+        return TransformersEngine(
+            model,
+            chat.end_id,
+            chat.pad_id,
+            batch_size=batch_size,
+            mixed_precision=mixed_precision,
+            snapshot=snapshot,
+            whole=whole,
+        )
+    from act_assets.training.vllm_engine import VllmColocatedEngine, VllmServerEngine
+
+    if settings.mode == "server":
+        return VllmServerEngine(
+            settings,
+            model,
+            chat.tokenizer,
+            chat.end_id,
+            model_path,
+            logs,
+            max_length=max_length,
+            accelerator=accelerator,
+        )
+    if snapshot:
+        raise TrainingError(
+            "act.rollout_lag 1 samples while the policy is trained, and vLLM in mode colocated shares its weights",
+            todo="set engine.mode to server, or act.rollout_lag to 0",
+        )
+    return VllmColocatedEngine(
+        settings, model, chat.tokenizer, chat.end_id, max_length=max_length, accelerator=accelerator
+    )

@@ -1,0 +1,245 @@
+"""Answers as a file, to share what was paid for: Parquet, or one JSON object per line.
+
+Prompts and answers are in the file in clear, and so is who asked (asset, partition, run, label).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from resources.errors import ActError
+from resources.files import private_file
+from resources.llm.memo.database import write_tables
+from resources.llm.memo.memo import Memo
+from resources.llm.memo.records import ANSWER_FIELDS, Answer, canonical, from_json, key_of, to_json
+from resources.llm.memo.schema import ANSWERS, answers_of
+from resources.llm.memo.view import Filters, consult, first_line, portions
+
+BATCH_ROWS, BATCH_BYTES = 20_000, 32 * 2**20  # of one fold: it opens the database anew
+NAMED = 10  # rejected rows that are listed
+CLOCKS_S = 86_400.0  # how far ahead of ours another machine's clock may be
+LARGEST = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """How many answers and earlier answers a file has, and its size in bytes."""
+
+    answers: int = 0
+    history: int = 0
+    bytes: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON."""
+        return asdict(self)
+
+
+def export(memo: Memo, path: Path, filters: Filters, history: bool = False) -> Exported:
+    """Writes the answers that pass to `path` (.parquet or .jsonl), oldest first, whole or not at all, mode 0600; with
+    `history` also those that a later one replaced.
+
+    **Prompts and answers are in the file in clear.** Raises ActError where the file cannot be written.
+    """
+    if path.suffix not in (".parquet", ".jsonl"):
+        raise ActError(f"cannot export to {path.name}", where=str(path), todo="end the name with .parquet or .jsonl")
+    sources = ["current_answers", *(["past_answers"] if history else [])]
+
+    def ask(connection: duckdb.DuckDBPyConnection) -> Exported:
+        counts = [0, 0]
+
+        def tables() -> Iterator[pa.Table]:
+            for number, source in enumerate(sources):
+                for table in portions(connection, source, filters):
+                    counts[number] += table.num_rows
+                    yield table
+
+        write_answers(path, tables())
+        return Exported(counts[0], counts[1], path.stat().st_size)
+
+    return consult(memo, ask)
+
+
+def write_answers(path: Path, tables: Iterable[pa.Table]) -> None:
+    """A file of answers, one table at a time in memory. Raises ActError where it cannot be written."""
+    try:
+        if path.suffix == ".parquet":
+            write_tables(path, ANSWERS, tables)
+        else:
+            with private_file(path) as stream:
+                for table in tables:
+                    stream.writelines(canonical(to_json(a)).encode("ascii") + b"\n" for a in answers_of(table))
+    except OSError as error:
+        raise ActError(
+            f"a file of answers cannot be written: {error}", where=str(path), todo="free disk space, or choose another"
+        ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What became of a file's rows: new and current now, there already, new but older than what is there, unsound.
+    `reasons`: the first unsound ones."""
+
+    added: int = 0
+    present: int = 0
+    to_history: int = 0
+    rejected: int = 0
+    reasons: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON."""
+        return {**asdict(self), "reasons": list(self.reasons)}
+
+
+def import_(memo: Memo, path: Path) -> Imported:
+    """Adds a file's answers to the memo, durably, batch by batch. Every row is checked, its key computed anew.
+
+    Rows that are not sound are left out and counted. Raises ActError for a file that is not of answers, or of which
+    the rest cannot be read; what came before is kept.
+    """
+    readers = {".parquet": _parquet_rows, ".jsonl": _jsonl_rows}
+    if path.suffix not in readers:
+        raise ActError(f"cannot import {path.name}", where=str(path), todo="give a .parquet or .jsonl file")
+    rejected: list[str] = []
+    counts = {"added": 0, "present": 0, "to_history": 0}
+    for batch in _batches(readers[path.suffix](path), rejected):
+        new = {(a.key, a.id) for a in batch}
+        before = _there(memo, new, "SELECT key, id FROM answers UNION ALL SELECT key, id FROM history")
+        memo.database.fold(batch, [])
+        current = _there(memo, new, "SELECT key, id FROM answers")
+        counts["present"] += len(batch) - len(new - before)
+        counts["added"] += len((new - before) & current)
+        counts["to_history"] += len(new - before - current)
+    return Imported(**counts, rejected=len(rejected), reasons=tuple(r for r in rejected if r))
+
+
+def _batches(rows: Iterator[tuple[str, Any]], rejected: list[str]) -> Iterator[list[Answer]]:
+    """The sound rows; `rejected` gets an entry for each other one, which says why for the first of them."""
+    batch: list[Answer] = []
+    size = 0
+    broken: ActError | None = None
+    while True:
+        try:
+            where, row = next(rows)
+            answer = sound(row)
+        except StopIteration:
+            break
+        except ActError as error:
+            broken = error
+            break
+        except (ValueError, RecursionError) as error:
+            rejected.append(f"{where}: {error}" if len(rejected) < NAMED else "")
+            continue
+        batch.append(answer)
+        size += len(answer.question) + len(answer.text)
+        if len(batch) >= BATCH_ROWS or size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+    if broken:
+        raise broken
+
+
+def _there(memo: Memo, wanted: set[tuple[str, str]], rows: str) -> set[tuple[str, str]]:
+    pairs = sorted(wanted)
+    sql = f"SELECT key, id FROM ({rows}) SEMI JOIN (SELECT unnest(?) AS key, unnest(?) AS id) USING (key, id)"  # noqa: S608
+    return {(key, id_) for key, id_ in memo.database.query(sql, [[k for k, _ in pairs], [i for _, i in pairs]])}
+
+
+def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        with path.open("rb") as stream:
+            for number, line in enumerate(stream, start=1):
+                if line.strip():
+                    yield f"line {number}", line
+    except OSError as error:
+        raise _cannot_be_read(path, error) from error
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+        names = set(file.schema_arrow.names)
+    except (OSError, pa.ArrowException) as error:
+        raise _cannot_be_read(path, error) from error
+    if names != set(ANSWER_FIELDS):
+        wrong = ", ".join(sorted(names ^ set(ANSWER_FIELDS)))
+        raise ActError(f"not a file of answers: missing or unknown: {wrong}", where=str(path), todo="export it again")
+    first = 1
+    for group in range(file.num_row_groups):
+        rows, read = file.metadata.row_group(group).num_rows, 0
+        try:
+            for batch in file.iter_batches(2_000, row_groups=[group]):
+                table = pa.Table.from_batches([batch]).select(ANSWER_FIELDS).cast(ANSWERS)
+                created = [None if us is None else us / 1e6 for us in table["created_at"].cast(pa.int64()).to_pylist()]
+                for row, seconds in zip(table.drop(["created_at"]).to_pylist(), created, strict=True):
+                    yield f"row {first + read}", {"kind": "answer", **row, "created_at": seconds}
+                    read += 1
+        except (OSError, pa.ArrowException) as error:
+            for lost in range(read, rows):
+                yield f"row {first + lost}", ValueError(f"cannot be read: {first_line(error)}")
+        first += rows
+
+
+def _cannot_be_read(path: Path, error: Exception) -> ActError:
+    return ActError(f"a file of answers cannot be read: {error}", where=str(path), todo="export it again")
+
+
+def sound(row: Any) -> Answer:
+    """The answer of a row of a file: a line of JSON, or a mapping. Raises ValueError that says why it is none."""
+    if isinstance(row, Exception):
+        raise row
+    if isinstance(row, bytes):
+        row = json.loads(row, parse_constant=_no_number)
+    if not isinstance(row, dict):
+        raise ValueError("not a JSON object")
+    answer = from_json(row)
+    if not isinstance(answer, Answer):
+        raise ValueError("a record of hits and failures, not an answer")
+    for f in fields(Answer):
+        _check_value(f.name, getattr(answer, f.name))
+    if answer.created_at > time.time() + CLOCKS_S:
+        raise ValueError("created in the future")
+    if answer.finish_reason != "stop":
+        raise ValueError(f"not a whole answer: finish_reason is {answer.finish_reason}")
+    _check_question(answer)
+    return answer
+
+
+def _check_value(name: str, value: str | float | None) -> None:
+    """Raises ValueError for what the database cannot hold and for what cannot be true."""
+    if isinstance(value, str):
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError(f"{name} has a lone surrogate") from None
+    elif value is not None and not 0 <= value <= LARGEST:
+        raise ValueError(f"{name} is {value}")
+
+
+def _check_question(answer: Answer) -> None:
+    """Raises ValueError where the question is not the one of the key, or not that of the columns."""
+    if not answer.question.isascii() or key_of(answer.question) != answer.key:
+        raise ValueError("the key is not that of the question")
+    question = json.loads(answer.question)
+    if not isinstance(question, dict):
+        raise ValueError("the question is not a JSON object")
+    for name in ("provider", "base_url", "model", "sample_index"):
+        asked, stated = question.get(name), getattr(answer, name)
+        if isinstance(asked, str):  # the database cannot hold a lone surrogate, JSON can
+            asked = asked.encode("utf-8", "replace").decode("utf-8")
+        if asked != stated:
+            raise ValueError(f"{name} is {stated!r}, in the question {asked!r}")
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is not JSON")

@@ -1,0 +1,104 @@
+"""Plans count what a run asks: of a task with several readings, and of one that never asks a role."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from act_assets.conversation import Conversation
+from act_assets.home import PACKAGE, PROJECT
+from act_assets.pipeline.graph import STAGES
+from act_assets.pipeline.plan import plan
+from act_assets.pipeline.stage import StageRun, run_stage
+from act_assets.profile import AnnotatorRole, LLMRole, Profile
+from act_assets.progress import quiet
+from act_assets.roles.embedded import MODEL
+from act_assets.tasks.base import Task, TaskData
+from act_assets.tasks.pacific.task import PacificReader
+from resources.artifacts import ArtifactStore
+from resources.llm.service import CallSettings
+
+
+class Reader(PacificReader):
+    """Gives these conversations, whatever the files hold."""
+
+    def __init__(self, train: Sequence[Conversation], validation: Sequence[Conversation]) -> None:
+        self.data = TaskData(tuple(train), tuple(validation))
+
+    def read(self, folder: Path) -> TaskData:
+        return self.data
+
+
+@pytest.fixture
+def run(pacific: Task, sample: TaskData, ambiguous: Conversation, tiny_profile: Profile, tmp_path: Path) -> StageRun:
+    """Fifty training conversations and four validation ones, a request with three readings on each side."""
+    turns = tuple(replace(t, turn_id="sales-2") for t in ambiguous.turns)
+    reader = Reader(
+        [*sample.train[:49], ambiguous],
+        [*sample.validation[:3], replace(ambiguous, conversation_id="more sales", turns=turns)],
+    )
+    annotator = AnnotatorRole(source="llm", llm=LLMRole(provider="embedded", model=MODEL))
+    roles = tiny_profile.roles.model_copy(update={"annotator": annotator})
+    return StageRun(
+        task=replace(pacific, reader=reader),
+        train_size=50,
+        seed=0,
+        profile=tiny_profile.model_copy(update={"action_supervision": "pseudo", "roles": roles}),
+        store=ArtifactStore(tmp_path / "artifacts", "plan"),
+        data_dir=PROJECT / "datasets" / "sample" / "pacific",
+        data_origin="bundled sample",
+        prompts_dir=PACKAGE / "prompts",
+        reports_dir=tmp_path,
+        progress=quiet,
+        launch=lambda job: None,
+        calls=CallSettings(tmp_path / "memo"),
+    )
+
+
+def test_a_plan_counts_what_the_run_then_asks(run: StageRun) -> None:
+    lines = {line.asset: line for line in plan(run) if not line.bound}
+    assert not run.store.root.exists(), "nothing is made"
+    asked = {}
+    for name in (
+        "raw_dataset",
+        "ambiguous_requests",
+        "conversations",
+        "action_labels",
+        "evaluation_intents",
+        "validation_pairs",
+        "train_subset",
+        "intent_summaries",
+        "contrastive_pairs",
+    ):
+        facts = run_stage(STAGES, name, run).artifact.facts
+        if "llm_calls" in facts:
+            asked[name] = facts["llm_calls"] + facts["llm_hits"]
+    assert {name: line.calls for name, line in lines.items()} == asked
+    assert set(asked) == {
+        "action_labels",
+        "evaluation_intents",
+        "validation_pairs",
+        "intent_summaries",
+        "contrastive_pairs",
+    }
+    assert {line.state for line in plan(run) if line.asset in asked} == {"up to date"}
+
+
+def test_readings_are_annotated_once_and_simulated_each(run: StageRun, sample: TaskData) -> None:
+    lines = {(line.asset, line.role): line for line in plan(run)}
+    turns = sum(len(c.turns) for c in sample.train[:49])
+    evaluated = sum(len(c.turns) for c in sample.validation[:3])
+    assert lines["action_labels", "annotator"].calls == turns + 1 + evaluated + 1
+    assert lines["contrastive_pairs", "generator"].calls == turns + 3
+    assert lines["evaluation_intents", "intent"].calls == 3 + 3
+    most = run.profile.act.max_clarifications
+    assert lines["evaluation_act", "simulator"].calls == most * (evaluated + 3)
+
+
+def test_a_role_that_the_task_never_asks_is_in_no_plan(run: StageRun) -> None:
+    assert "perturbation" not in {line.role for line in plan(run)}
+    told_goals = replace(run, task=replace(run.task, grounding="goal"))
+    assert "intent" not in {line.role for line in plan(told_goals)}

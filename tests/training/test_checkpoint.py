@@ -1,0 +1,506 @@
+"""Training states: whole or not there, whatever happens while one is written, and whatever becomes of it afterwards."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from act_assets.training import checkpoint as module
+from act_assets.training.checkpoint import SavedState, StateStore
+from resources.errors import TrainingError
+
+WHERE = "task pacific, train size 50"
+
+
+def content(step: int) -> dict[str, dict[str, torch.Tensor]]:
+    return {
+        "weights": {"w": torch.full((40, 10), float(step)), "n": torch.tensor(step)},
+        "optimizer": {"m": torch.full((7,), step, dtype=torch.bfloat16)},
+    }
+
+
+def write_notes(step: int) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        (folder / "rollouts").mkdir()
+        (folder / "rollouts" / "notes.txt").write_text(f"notes of {step}")
+
+    return write
+
+
+def save(store: StateStore, *steps: int) -> None:
+    for step in steps:
+        store.save(step, {"step": step}, content(step), write_notes(step))
+
+
+def is_of(state: SavedState | None, step: int) -> bool:
+    """Whether it is the state that `save` writes for that step, in every part."""
+    return (
+        state is not None
+        and state.step == step
+        and state.record["step"] == step
+        and all(
+            same_bits(state.tensors(name)[key], tensor)
+            for name, group in content(step).items()
+            for key, tensor in group.items()
+        )
+        and state.file("rollouts/notes.txt").read_text() == f"notes of {step}"
+    )
+
+
+def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return (
+        one.dtype == other.dtype
+        and one.shape == other.shape
+        and one.contiguous().reshape(-1).view(torch.uint8).tolist()
+        == other.contiguous().reshape(-1).view(torch.uint8).tolist()
+    )
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> StateStore:
+    return StateStore(tmp_path / "run" / "states", 2, WHERE)
+
+
+def test_where_nothing_was_saved_there_is_no_state(store: StateStore) -> None:
+    assert store.latest() is None and store.skipped == []
+
+
+def test_a_state_returns_bit_for_bit(store: StateStore) -> None:
+    generator = torch.Generator().manual_seed(3)
+    numbers = torch.randn(6, 4, generator=generator)
+    strange = torch.tensor([0x7FC00001, 0x7F800001, 0xFFC00000 - 2**32, 0x7F800000, -(2**31)], dtype=torch.int32)
+    tensors = {
+        "float32": numbers,
+        "bfloat16": numbers.bfloat16(),
+        "float16": numbers.half(),
+        "float64": numbers.double() / 3,
+        "float8": numbers.to(torch.float8_e4m3fn),
+        "int64": torch.tensor([-(2**63), 2**63 - 1]),
+        "uint8": torch.arange(5, dtype=torch.uint8),
+        "bool": numbers > 0,
+        "scalar": torch.tensor(0.1),
+        "counter": torch.tensor(7),
+        "no rows": torch.zeros(0, 3),
+        "nan, infinity, minus zero": strange.view(torch.float32),
+        "transposed": numbers.t(),
+        "every other": numbers[:, ::2],
+        "trained": numbers.clone().requires_grad_(),
+    }
+    record = {"epoch": 1, "losses": [0.1, 1e-320], "text": "Zürich \ud800", "none": None}
+    written = store.save(5, record, {"weights": tensors, "empty": {}}, lambda folder: None)
+    found = store.latest()
+    assert found == written and store.skipped == []
+    assert found.step == 5 and found.record == record and found.folder.name == "step-00000005"
+    weights = found.tensors("weights")
+    assert weights.keys() == tensors.keys()
+    assert [name for name in tensors if not same_bits(weights[name], tensors[name])] == []
+    assert found.tensors("empty") == {}
+
+
+def test_tied_tensors_are_stored_once_and_are_tied_again(store: StateStore) -> None:
+    table = torch.randn(1000, 10)
+    group = {"embedding": table, "head": table, "row": table[3], "transposed": table.t(), "part": table[:500]}
+    found = store.save(1, {}, {"weights": group, "once": {"table": table}}).tensors("weights")
+    assert all(same_bits(found[name], group[name]) for name in group) and found.keys() == group.keys()
+    assert found["embedding"].data_ptr() == found["head"].data_ptr()
+    sizes = {
+        name: (store.folder / "step-00000001" / f"{name}.safetensors").stat().st_size for name in ("weights", "once")
+    }
+    assert sizes["weights"] < 2.6 * sizes["once"]  # embedding, transposed, part and row; not the head
+
+
+def test_other_programs_read_the_files(store: StateStore) -> None:
+    save(store, 3)
+    assert torch.equal(
+        load_file(store.folder / "step-00000003" / "weights.safetensors")["w"], content(3)["weights"]["w"]
+    )
+
+
+def test_the_newest_states_are_kept_and_the_older_removed(store: StateStore) -> None:
+    save(store, 1, 2, 3, 10)
+    assert names(store.folder) == ["step-00000003", "step-00000010"]
+    assert is_of(store.latest(), 10)
+    with pytest.raises(ValueError, match="at least one"):
+        StateStore(store.folder, 0, WHERE)
+
+
+def test_a_damaged_state_does_not_count_among_those_kept(store: StateStore) -> None:
+    save(store, 1, 2)
+    (store.folder / "step-00000002" / "weights.safetensors").unlink()
+    save(store, 3)
+    assert names(store.folder) == ["step-00000001", "step-00000002", "step-00000003"]
+    save(store, 4)
+    assert names(store.folder) == ["step-00000003", "step-00000004"]
+
+
+def test_a_state_of_the_same_step_is_replaced(store: StateStore) -> None:
+    store.save(4, {"try": 1}, {"weights": {"w": torch.zeros(3)}, "other": {}})
+    store.save(4, {"try": 2}, {"weights": {"w": torch.ones(3)}})
+    found = store.latest()
+    assert found is not None and found.record == {"try": 2} and found.tensors("weights")["w"].tolist() == [1, 1, 1]
+    assert not (found.folder / "other.safetensors").exists() and names(store.folder) == ["step-00000004"]
+
+
+def test_clear_removes_the_folder(store: StateStore) -> None:
+    save(store, 1, 2)
+    store.clear()
+    assert not store.folder.exists() and store.latest() is None
+    store.clear()
+
+
+def _flip(path: Path, at: int) -> None:
+    damaged = bytearray(path.read_bytes())
+    damaged[at] ^= 1
+    path.write_bytes(damaged)
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "cut short": (lambda f: os.truncate(f / "weights.safetensors", 1000), "weights.safetensors has 1000 bytes instead"),
+    "one bit of a tensor": (lambda f: _flip(f / "optimizer.safetensors", -1), "optimizer.safetensors has another hash"),
+    "one bit of a header": (lambda f: _flip(f / "weights.safetensors", 12), "weights.safetensors has another hash"),
+    "one bit of an extra file": (lambda f: _flip(f / "rollouts/notes.txt", 0), "rollouts/notes.txt has another hash"),
+    "one bit of the record": (lambda f: _flip(f / "record.json", 3), "record.json has another hash"),
+    "no tensors": (lambda f: (f / "optimizer.safetensors").unlink(), "optimizer.safetensors is missing"),
+    "no record": (lambda f: (f / "record.json").unlink(), "record.json is missing"),
+    "no manifest": (lambda f: (f / "manifest.json").unlink(), "manifest.json is missing"),
+    "empty manifest": (lambda f: (f / "manifest.json").write_bytes(b""), "manifest.json cannot be read"),
+    "binary manifest": (lambda f: (f / "manifest.json").write_bytes(b"\xff\x00" * 9), "manifest.json cannot be read"),
+    "deep manifest": (lambda f: (f / "manifest.json").write_text("[" * 99999), "manifest.json cannot be read"),
+    "another manifest": (lambda f: (f / "manifest.json").write_text("[]"), "manifest.json cannot be read"),
+    "names only": (
+        lambda f: (f / "manifest.json").write_text('{"step": 2, "files": {"a": 1}}'),
+        "manifest.json cannot",
+    ),
+    "nothing listed": (lambda f: (f / "manifest.json").write_text('{"step": 2, "files": {}}'), "of another state"),
+    "another's folder": (
+        lambda f: (shutil.rmtree(f), shutil.copytree(f.with_name("step-00000001"), f)),
+        "manifest.json is of another state",
+    ),
+    "a file for a folder": (lambda f: (shutil.rmtree(f), f.write_text("x")), "manifest.json cannot be read"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_state_is_passed_over_named_and_left_there(store: StateStore, damage: str) -> None:
+    save(store, 1, 2)
+    harm, reason = DAMAGES[damage]
+    harm(store.folder / "step-00000002")
+    assert is_of(store.latest(), 1)
+    assert len(store.skipped) == 1 and store.skipped[0].startswith("step-00000002: ") and reason in store.skipped[0]
+    assert names(store.folder) == ["step-00000001", "step-00000002"]
+    save(store, 2)  # going on from step 1 it is made again
+    assert is_of(store.latest(), 2) and store.skipped == []
+
+
+def test_a_flipped_bit_of_a_manifest_is_noticed_or_harmless(store: StateStore) -> None:
+    save(store, 1, 2)
+    manifest = store.folder / "step-00000002" / "manifest.json"
+    whole = manifest.read_bytes()
+    noticed = 0
+    for position in random.Random(2).sample(range(len(whole)), 120):
+        _flip(manifest, position)
+        found = store.latest()
+        assert is_of(found, 1 if store.skipped else 2), position
+        noticed += bool(store.skipped)
+        manifest.write_bytes(whole)
+    assert noticed > 60
+
+
+def test_where_all_are_damaged_all_are_named(store: StateStore) -> None:
+    save(store, 1, 2)
+    for step in (1, 2):
+        (store.folder / f"step-0000000{step}" / "record.json").unlink()
+    assert store.latest() is None
+    assert [line.split(":")[0] for line in store.skipped] == ["step-00000002", "step-00000001"]
+
+
+def test_what_dead_processes_left_is_swept_and_what_living_ones_write_is_not(store: StateStore) -> None:
+    save(store, 1)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    living = store.folder / f".writing-{os.getppid()}-step-00000002"
+    for left in (living, store.folder / f".writing-{ended.pid}-step-00000002"):
+        left.mkdir()
+    (store.folder / "step-00000001").rename(store.folder / f".replaced-{ended.pid}-step-00000001")
+    assert is_of(store.latest(), 1)
+    assert names(store.folder) == [living.name, "step-00000001"]
+
+
+# In a process of its own, which forks those that die: at random moments, and just before the n-th call that changes
+# names on disk or waits for it.
+CHILD = """
+import os, random, sys, time
+from pathlib import Path
+sys.path.insert(0, str(Path(sys.argv[1]).parent))
+import torch
+torch.set_num_threads(1)
+from act_assets.training.checkpoint import StateStore
+from test_state import WHERE, content, is_of, names, save, write_notes
+
+def in_child(work):
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+            os._exit(0)
+        except BaseException as error:
+            print("child failed:", repr(error), flush=True)
+            os._exit(1)
+    return pid
+
+def at_random(folder):
+    store, chance, cut = StateStore(folder, 2, WHERE), random.Random(11), 0
+
+    def work():
+        found = store.latest()
+        step = found.step if found else 0
+        while True:
+            step += 1
+            for attempt in (1, 2):  # the second replaces the first
+                big = {"big": torch.full((1 << 20,), float(step))}
+                store.save(step, {"step": step, "attempt": attempt}, {**content(step), "big": big}, write_notes(step))
+
+    before = 0
+    for _ in range(8):
+        pid = in_child(work)
+        time.sleep(chance.uniform(0.1, 0.5))
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+        cut += any(name.startswith(".") for name in names(folder)) if folder.exists() else 0
+        found = store.latest()
+        step = found.step if found else 0
+        assert store.skipped == [], store.skipped
+        assert step >= before, (step, before)
+        assert found is None or is_of(found, step) and bool((found.tensors("big")["big"] == step).all()), step
+        before = step
+    print("steps", before, "cut", cut)
+    assert before > 3 and cut > 0
+
+def at_every_call(folder, new):
+    dies, total = 0, 0
+    while True:
+        root = folder / str(dies)
+        store = StateStore(root, 1, WHERE)
+        save(store, 6)
+
+        def work():
+            calls = [0]
+            def dying(real):
+                def call(*args, **options):
+                    if calls[0] == dies:
+                        os._exit(9)
+                    calls[0] += 1
+                    return real(*args, **options)
+                return call
+            for name in ("rename", "fsync", "mkdir", "unlink", "rmdir", "posix_fadvise"):
+                setattr(os, name, dying(getattr(os, name)))
+            save(store, new)
+
+        _, status = os.waitpid(in_child(work), 0)
+        found = store.latest()
+        assert store.skipped == [], (dies, store.skipped)
+        assert is_of(found, new) or is_of(found, 6), (dies, names(root))
+        assert not [name for name in names(root) if name.startswith(".")], (dies, names(root))
+        if os.waitstatus_to_exitcode(status) != 9:
+            assert status == 0 and is_of(found, new)
+            break
+        dies += 1
+    print("deaths", dies)
+    assert dies > 20
+
+folder = Path(sys.argv[2])
+at_random(folder / "random")
+at_every_call(folder / "new", 7)
+at_every_call(folder / "same", 6)
+"""
+
+
+def test_whenever_a_process_is_killed_the_newest_state_is_whole(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", CHILD, __file__, str(tmp_path)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2])
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    print(ran.stdout)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.EFBIG])
+@pytest.mark.parametrize("call", ["fsync", "rename", "mkdir"])
+def test_a_failing_disk_is_an_error_that_says_what_to_do(
+    store: StateStore, monkeypatch: pytest.MonkeyPatch, number: int, call: str
+) -> None:
+    save(store, 1)
+
+    def failing(*args: Any, **options: Any) -> None:
+        raise OSError(number, os.strerror(number), str(args[0]))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, failing)
+        with pytest.raises(TrainingError) as raised:
+            save(store, 2)
+    assert "step 2 could not be written" in raised.value.what and os.strerror(number) in raised.value.what
+    assert WHERE in raised.value.where and str(store.folder) in raised.value.where
+    assert "The state of step 1 is intact: run again" in raised.value.todo
+    assert {errno.EIO: "check the disk", errno.EROFS: "writable", errno.EACCES: "writable"}.get(
+        number, "free space"
+    ) in raised.value.todo
+    assert names(store.folder) == ["step-00000001"] and is_of(store.latest(), 1)
+
+
+@pytest.mark.parametrize("part", ["tensors", "a library's file"])
+def test_a_disk_that_is_full_in_the_middle_leaves_nothing_half(store: StateStore, part: str) -> None:
+    large = {"w": torch.zeros(1 << 18)}
+    files = (lambda folder: None) if part == "tensors" else (lambda folder: save_file(large, folder / "x.safetensors"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(TrainingError, match=r"File too large[\s\S]*There is no state yet"):
+            store.save(1, {}, {"weights": large if part == "tensors" else {}}, files)
+        save(store, 1)
+        with pytest.raises(TrainingError, match=r"free space[\s\S]*The state of step 1 is intact") as raised:
+            store.save(2, {}, {"weights": large if part == "tensors" else {}}, files)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert part != "tensors" or "a state takes 0.001 GB, and 3 of them" in raised.value.todo
+    assert names(store.folder) == ["step-00000001"] and is_of(store.latest(), 1)
+    save(store, 2)
+    assert is_of(store.latest(), 2)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write everywhere")
+def test_a_folder_without_the_right_to_write_is_an_error(store: StateStore) -> None:
+    save(store, 1)
+    store.folder.chmod(0o500)
+    try:
+        with pytest.raises(TrainingError, match="writable"):
+            save(store, 2)
+        assert is_of(store.latest(), 1)
+        with pytest.raises(TrainingError, match="could not be removed"):
+            store.clear()
+    finally:
+        store.folder.chmod(0o700)
+
+
+def test_an_unreadable_folder_is_named_and_no_exception(store: StateStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(store, 1)
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    assert store.latest() is None and "cannot be read" in store.skipped[0]
+
+
+def test_an_error_of_the_caller_stays_what_it_is_and_leaves_nothing(store: StateStore) -> None:
+    save(store, 1)
+
+    def fails(folder: Path) -> None:
+        (folder / "begun").write_text("half")
+        raise KeyError("rollouts")
+
+    with pytest.raises(KeyError, match="rollouts"):
+        store.save(2, {}, {}, fails)
+    assert names(store.folder) == ["step-00000001"]
+
+
+@pytest.mark.parametrize(
+    ("file", "at", "said"),
+    [
+        ("weights.safetensors", -3, "w in weights.safetensors differs"),
+        ("weights.safetensors", 20, "the header of weights.safetensors differs"),
+        ("rollouts/notes.txt", 0, "rollouts/notes.txt has another hash"),
+        ("record.json", 0, "record.json has another hash"),
+        ("manifest.json", 30, "manifest.json differs"),
+    ],
+)
+def test_what_the_disk_changed_is_found_before_the_state_gets_its_name(
+    store: StateStore, monkeypatch: pytest.MonkeyPatch, file: str, at: int, said: str
+) -> None:
+    save(store, 1)
+
+    def sync(path: Path) -> None:
+        if path.as_posix().endswith(f".writing-{os.getpid()}-step-00000002/{file}"):
+            _flip(path, at)
+
+    monkeypatch.setattr(module, "sync", sync)
+    with pytest.raises(TrainingError, match=r"is not what was written: " + said) as raised:
+        save(store, 2)
+    assert "The state of step 1 is intact" in raised.value.todo and WHERE in raised.value.where
+    assert names(store.folder) == ["step-00000001"] and is_of(store.latest(), 1)
+
+
+def test_a_file_that_cannot_be_loaded_again_is_found(store: StateStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    import safetensors
+
+    def refuse(*args: Any, **options: Any) -> None:
+        raise safetensors.SafetensorError("Error while deserializing header")
+
+    monkeypatch.setattr(safetensors, "safe_open", refuse)
+    with pytest.raises(TrainingError, match=r"weights.safetensors cannot be loaded[\s\S]*There is no state yet"):
+        save(store, 1)
+    assert names(store.folder) == []
+
+
+@pytest.mark.parametrize(
+    ("record", "tensors"),
+    [
+        ({"loss": float("nan")}, {}),
+        ({"loss": object()}, {}),
+        ({}, {"weights": {"w": torch.zeros(2, dtype=torch.complex64)}}),
+        ({}, {"weights": {"w": torch.eye(2).to_sparse()}}),
+        ({}, {"weights": {"__metadata__": torch.zeros(2)}}),
+    ],
+    ids=["nan", "no json", "complex", "sparse", "a reserved name"],
+)
+def test_what_no_state_holds_is_refused_before_anything_is_written(
+    store: StateStore, record: dict[str, Any], tensors: dict[str, dict[str, torch.Tensor]]
+) -> None:
+    with pytest.raises(TrainingError, match="step 1 cannot be stored"):
+        store.save(1, record, tensors)
+    assert not store.folder.exists()
+
+
+def test_a_part_that_a_state_does_not_have_is_an_error(store: StateStore) -> None:
+    save(store, 1)
+    found = store.latest()
+    assert found is not None
+    for read in (lambda: found.tensors("ema"), lambda: found.file("sampler.json")):
+        with pytest.raises(TrainingError, match=r"the state of step 1 has no (ema\.safetensors|sampler\.json)"):
+            read()
+
+
+def test_random_groups_return_bit_for_bit(store: StateStore) -> None:
+    chance = random.Random(5)
+    dtypes = [torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.float16]
+    for step in range(1, 20):
+        group = {
+            f'layer.{i}.{chance.choice("abc")}é"': torch.randint(
+                0, 255, [chance.randrange(4) for _ in range(chance.randrange(4))]
+            ).to(chance.choice(dtypes))
+            for i in range(chance.randrange(12))
+        }
+        found = store.save(step, {}, {"weights": group}).tensors("weights")
+        assert found.keys() == group.keys() and all(same_bits(found[name], group[name]) for name in group)
+
+
+def test_the_manifest_lists_every_file(store: StateStore) -> None:
+    save(store, 1)
+    folder = store.folder / "step-00000001"
+    listed = json.loads((folder / "manifest.json").read_text())["files"]
+    there = {p.relative_to(folder).as_posix(): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
+    assert {name: facts["bytes"] for name, facts in listed.items()} | {"manifest.json": there["manifest.json"]} == there

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from act_assets.tasks import get_task
 from resources.errors import ActError
 
 PACKAGE = Path(__file__).resolve().parent
@@ -27,22 +26,6 @@ def act_home() -> Path:
             todo="set ACT_HOME to a folder that you may write to",
         ) from error
     return home
-
-
-def data_folder(task: str) -> tuple[Path, str]:
-    """The folder with a task's official files and where it comes from.
-
-    `ACT_DATA_DIR/<task>` (or ACT_DATA_DIR itself where it has no such folder), else the bundled sample.
-    """
-    chosen = os.environ.get("ACT_DATA_DIR")
-    if not chosen:
-        return get_task(task).sample or PROJECT / "datasets" / "sample" / task, "bundled sample"
-    root = Path(chosen).expanduser().resolve()
-    if not root.is_dir():
-        raise ActError(
-            f"ACT_DATA_DIR is not a folder: {root}", todo="create it, or unset ACT_DATA_DIR to use the sample"
-        )
-    return (root / task if (root / task).is_dir() else root), "ACT_DATA_DIR"
 
 
 def prompts_folder() -> Path:

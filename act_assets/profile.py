@@ -14,24 +14,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from act_assets.home import PACKAGE
 from resources.errors import ProfileError, all_mistakes, mistake_of
-
-Positive = Annotated[int, Field(gt=0, strict=True)]
-Rate = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, lt=1)]
-Temperature = Annotated[float, Field(ge=0)]
-
+from resources.settings import Compute, Positive, Rate, Settings, Share, Temperature
 
 REPLY_TOKENS = 64  # room for one reply of the user in the length check; replies are a few words
-
-
-class Settings(BaseModel):
-    """Base of all settings: frozen, unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class LLMRole(Settings):
@@ -46,13 +35,13 @@ class LLMRole(Settings):
     max_output_tokens: Positive = 256  # of a reasoning model its thoughts included
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     send_seed: bool = True  # above temperature 0; switch it off where the server takes none
-    extra: dict[str, Any] = {}  # further parameters of the provider's API, sent as they are
+    extra: dict[str, Any] = Field(default={})  # further parameters of the provider's API, sent as they are
 
     # Parameters that control the transport; none of them changes an answer.
     max_concurrency: Positive = 8
     requests_per_minute: Positive | None = None
     tokens_per_minute: Positive | None = None
-    timeout_s: Rate | None = None  # of one attempt; the defaults of these three: resources/llm/asking.py
+    timeout_s: Rate | None = None  # of one attempt; the defaults of these three: resources/llm/retry.py
     attempts: Positive | None = None
     patience_s: Rate | None = None
 
@@ -195,7 +184,7 @@ class Act(Optimisation):
     prefix_sharing: bool = True  # the prompt of winner and loser is computed once; the gradients are the same
     rollout_group: Positive | None = None  # turns sampled per version of the policy; default: one batch, as the paper
     rollout_lag: Literal[0, 1] = 0  # 1: the next group is sampled while this one trains, from the policy before it
-    beta: dict[str, Annotated[float, Field(gt=0)]] = {}
+    beta: dict[str, Annotated[float, Field(gt=0)]] = Field(default={})
     temperature: Temperature = 1.0  # the paper is silent; 1.0 samples pi_theta itself
     max_clarifications: Positive = 3  # a trajectory that asks more often has failed
     mask_user_tokens: bool = True  # tokens that the user wrote carry no loss
@@ -224,28 +213,6 @@ class Engine(Settings):
             raise ValueError(f"{', '.join(changed)}: of the engine vllm only")
         if self.devices is not None and self.mode != "server":
             raise ValueError("devices is of vllm's mode server")
-        return self
-
-
-class Compute(Settings):
-    """Where training runs, and how much at a time. Nothing here changes what is learnt, only time and memory."""
-
-    launcher: Literal["local", "accelerate"] = "local"  # one process; or `processes` of them on this machine
-    strategy: Literal["ddp", "zero2", "zero3", "fsdp"] | None = None  # of accelerate
-    processes: Positive = 1
-    device: str | None = None  # what the name of each GPU has to contain, for example A100
-    device_memory_gb: Positive | None = None  # what each GPU has to have, in 10^9 bytes
-    micro_batch_tokens: Positive | None = None  # tokens of one pass of a process, padding included; null: no limit
-    gradient_checkpointing: bool = False
-    save_every_steps: Positive = 100  # states to resume from; one is saved after every epoch, too
-    save_total_limit: Positive = 2
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Compute:
-        if (self.launcher == "accelerate") != (self.strategy is not None):
-            raise ValueError("launcher 'accelerate' and a strategy go together")
-        if self.launcher == "local" and self.processes != 1:
-            raise ValueError("launcher 'local' is one process; choose launcher: accelerate and a strategy")
         return self
 
 

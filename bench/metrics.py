@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from act_assets.home import data_folder
+from act_assets.tasks import data_folder
 
 TARGETS = {
     "execution_match_pairs_per_s": (">=", 300),

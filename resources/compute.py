@@ -20,10 +20,9 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
-from act_assets.home import PROJECT
-from act_assets.profile import Compute
 from resources.devices import visible_devices
 from resources.errors import TrainingError
+from resources.settings import Compute
 
 GRACE_S = 10.0
 TICK_S = 1.0
@@ -32,6 +31,7 @@ LAUNCHED = "ACT_LAUNCHED"  # the pid of the process that launched a training, re
 MEETING = "ACT_MEETING_PORT"  # where the ranks of a launch meet, on 127.0.0.1
 MARK = "ACT_LAUNCH_MARK"  # the same in all processes of one launch, and in no other
 LAUNCHERS = Path(__file__).resolve().parent / "launchers"
+PROJECT = LAUNCHERS.parent.parent
 PROGRAM = ("-m", "act_assets.training")
 ONE_PROCESS = ("base_policy",)  # small work, or none: several processes would write the same files
 

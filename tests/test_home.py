@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from act_assets import home
-from act_assets.tasks import all_tasks
+from act_assets import home, tasks
+from act_assets.tasks import all_tasks, data_folder
 from act_assets.tasks.pacific.task import PACIFIC
 from resources.errors import ActError
 
@@ -22,10 +22,10 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_sample_of_a_task_of_another_package_lies_where_it_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(home, "get_task", lambda name: replace(PACIFIC, name=name, sample=tmp_path / "brought"))
-    assert home.data_folder("tea") == (tmp_path / "brought", "bundled sample")
+    monkeypatch.setattr(tasks, "get_task", lambda name: replace(PACIFIC, name=name, sample=tmp_path / "brought"))
+    assert data_folder("tea") == (tmp_path / "brought", "bundled sample")
     monkeypatch.setenv("ACT_DATA_DIR", str(tmp_path))
-    assert home.data_folder("tea") == (tmp_path, "ACT_DATA_DIR"), "your own data goes first"
+    assert data_folder("tea") == (tmp_path, "ACT_DATA_DIR"), "your own data goes first"
 
 
 @pytest.mark.parametrize("unset", [None, ""])
@@ -66,7 +66,7 @@ def test_an_act_home_that_cannot_be_written_says_where_and_what_to_do(
 
 def test_the_bundled_sample_is_the_data_unless_set() -> None:
     for task in all_tasks().values():
-        folder, origin = home.data_folder(task.name)
+        folder, origin = data_folder(task.name)
         assert origin == "bundled sample"
         assert all((folder / f"{name}.gz").is_file() for name in task.reader.files)
 
@@ -75,9 +75,9 @@ def test_act_data_dir_holds_a_folder_per_task_or_the_files_themselves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ACT_DATA_DIR", str(tmp_path))
-    assert home.data_folder("pacific") == (tmp_path, "ACT_DATA_DIR")
+    assert data_folder("pacific") == (tmp_path, "ACT_DATA_DIR")
     (tmp_path / "pacific").mkdir()
-    assert home.data_folder("pacific") == (tmp_path / "pacific", "ACT_DATA_DIR")
+    assert data_folder("pacific") == (tmp_path / "pacific", "ACT_DATA_DIR")
 
 
 def test_an_act_data_dir_that_is_missing_is_never_replaced_by_the_sample(
@@ -85,7 +85,7 @@ def test_an_act_data_dir_that_is_missing_is_never_replaced_by_the_sample(
 ) -> None:
     monkeypatch.setenv("ACT_DATA_DIR", str(tmp_path / "gone"))
     with pytest.raises(ActError, match="ACT_DATA_DIR is not a folder") as caught:
-        home.data_folder("pacific")
+        data_folder("pacific")
     assert str(tmp_path / "gone") in str(caught.value)
     assert "unset ACT_DATA_DIR" in caught.value.todo
 

@@ -11,13 +11,13 @@ import pytest
 
 from act_assets.conversation import TurnState, Utterance
 from act_assets.evaluation.evaluate import EvaluationReport, OraclePolicy, Provenance, evaluate
-from act_assets.home import PACKAGE, data_folder
+from act_assets.home import PACKAGE
 from act_assets.pipeline.graph import STAGES, equipped_task, evaluated_turns, evaluation_side, intents_of
 from act_assets.pipeline.stage import StageRun, run_stage
 from act_assets.profile import load_profile
 from act_assets.progress import quiet
 from act_assets.roles import Classifier, GoldUser
-from act_assets.tasks import get_task
+from act_assets.tasks import data_folder, get_task
 from act_assets.trajectory import ConversationPolicy, Dialogue
 from resources.artifacts import ArtifactStore
 from resources.llm.service import CallSettings

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import dagster as dg
 
-from act_assets.definitions import defs
-from act_assets.defs.assets import HOST_TAG, PID_TAG, REPORT_ASSETS, SIZED_ASSETS, TASK_ASSETS, process_stamp
+from act_assets.defs.assets import ASSETS, HOST_TAG, PID_TAG, REPORT_ASSETS, SIZED_ASSETS, TASK_ASSETS, process_stamp
+from act_assets.defs.checks import CHECKS
 from act_assets.defs.prompts import PROMPTS
 from act_assets.defs.resources import ActSettings
 from act_assets.home import dagster_home
@@ -56,7 +56,7 @@ def _materialize(
     made: Made,
 ) -> None:
     result = dg.materialize(
-        [*(defs.assets or []), *(defs.asset_checks or [])],  # type: ignore[list-item]
+        [*PROMPTS, *ASSETS, *CHECKS],
         selection=dg.AssetSelection.assets(*assets),
         partition_key=partition,
         instance=instance,

@@ -12,18 +12,19 @@ from typing import Any, Literal
 import dagster as dg
 from pydantic import Field
 
-from act_assets.home import act_home, data_folder, memo_folder, prompts_folder
+from act_assets.home import act_home, memo_folder, prompts_folder
 from act_assets.pipeline.stage import StageRun
-from act_assets.profile import Compute, load_profile
+from act_assets.profile import load_profile
 from act_assets.progress import bars
 from act_assets.roles.build import check_roles
-from act_assets.tasks import get_task
+from act_assets.tasks import data_folder, get_task
 from act_assets.training.logging import LIVE, LiveTail
 from act_assets.training.preflight import TRAININGS, check_training
 from resources.artifacts import ArtifactStore
 from resources.compute import launch
 from resources.llm.memo.records import Asker
 from resources.llm.service import CallSettings
+from resources.settings import Compute
 
 
 class ActSettings(dg.ConfigurableResource[Any]):

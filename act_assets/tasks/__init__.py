@@ -7,6 +7,7 @@ This package's own tasks stand below; another package adds its own through an en
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from collections.abc import Mapping
 from functools import cache
@@ -15,6 +16,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import MappingProxyType
 
+from act_assets.home import PROJECT
 from act_assets.tasks.base import Task
 from resources.errors import ActError
 
@@ -67,6 +69,22 @@ def get_task(name: str) -> Task:
     if name not in tasks:
         raise ActError(f"unknown task {name!r}", todo=f"choose one of: {', '.join(tasks)}")
     return tasks[name]
+
+
+def data_folder(task: str) -> tuple[Path, str]:
+    """The folder with a task's official files and where it comes from.
+
+    `ACT_DATA_DIR/<task>` (or ACT_DATA_DIR itself where it has no such folder), else the bundled sample.
+    """
+    chosen = os.environ.get("ACT_DATA_DIR")
+    if not chosen:
+        return get_task(task).sample or PROJECT / "datasets" / "sample" / task, "bundled sample"
+    root = Path(chosen).expanduser().resolve()
+    if not root.is_dir():
+        raise ActError(
+            f"ACT_DATA_DIR is not a folder: {root}", todo="create it, or unset ACT_DATA_DIR to use the sample"
+        )
+    return (root / task if (root / task).is_dir() else root), "ACT_DATA_DIR"
 
 
 def _load(point: EntryPoint) -> Task:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from act_assets.conversation import Conversation, Message
-from act_assets.profile import Compute, Optimisation, Policy, ScratchModel
+from act_assets.profile import Optimisation, Policy, ScratchModel
 from act_assets.seeds import derive_seed
 from act_assets.tasks.base import Task
 from act_assets.training.chat_template import CHAT_TEMPLATE, SPECIAL_TOKENS, ChatFormat
@@ -26,6 +26,7 @@ from act_assets.training.policy import load_model, save_model
 from act_assets.training.run_folder import RunFolder
 from act_assets.training.supervised import Supervised
 from resources.errors import TrainingError
+from resources.settings import Compute
 
 SOURCE = "source.json"
 _HASHED_BYTES = 64 * 2**20

@@ -14,12 +14,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from act_assets.profile import Compute, Optimisation
+from act_assets.profile import Optimisation
 from act_assets.seeds import derive_seed
 from act_assets.training.meter import Meter, gpu_name
 from act_assets.training.packing import share_out
 from act_assets.training.sharded import Sharding, sharding_of
 from resources.errors import TrainingError
+from resources.settings import Compute
 
 if TYPE_CHECKING:
     import torch

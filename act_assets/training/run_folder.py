@@ -15,10 +15,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from act_assets.profile import Compute
 from act_assets.training.checkpoint import SavedState, StateStore, disk_errors
 from act_assets.training.optimizer import Updater
 from resources.files import sync
+from resources.settings import Compute
 
 
 class RunFolder:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from act_assets.profile import Compute, Optimisation
+from act_assets.profile import Optimisation
 from act_assets.seeds import derive_seed
 from act_assets.training.history import History, TrainingPoint
 from act_assets.training.logging import Board, point_scalars, replay
@@ -16,6 +16,7 @@ from act_assets.training.optimizer import PassLoss, Updater
 from act_assets.training.packing import Batch, PackedRow, TokenRow, grow
 from act_assets.training.policy import save_model
 from act_assets.training.run_folder import RunFolder
+from resources.settings import Compute
 
 if TYPE_CHECKING:
     import torch

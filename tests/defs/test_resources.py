@@ -10,8 +10,8 @@ import pytest
 
 from act_assets.defs import resources as configured
 from act_assets.defs.resources import _LiveFigures, _PipesLauncher
-from act_assets.profile import Compute
 from resources.errors import TrainingError
+from resources.settings import Compute
 
 Tick = Callable[[], None]
 Training = Callable[[Path, Tick], None]

@@ -18,11 +18,11 @@ from typing import Any
 import psutil
 import pytest
 
-from act_assets.profile import Compute
 from resources import compute
 from resources.devices import Device
 from resources.errors import TrainingError
 from resources.llm.service import CallSettings
+from resources.settings import Compute
 
 ALONE = Compute()
 
@@ -184,7 +184,7 @@ if len(sys.argv) == 2:
 RUN = "import sys; from resources.compute import run_process_group; run_process_group(sys.argv[1:], {})"
 LAUNCH = """
 import json, pathlib, sys
-from act_assets.profile import Compute
+from resources.settings import Compute
 from resources import compute
 if len(sys.argv) > 3:
     compute.PROGRAM = (sys.argv[3],)

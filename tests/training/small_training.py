@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from act_assets.profile import Compute, Lora, Profile, load_profile
+from act_assets.profile import Lora, Profile, load_profile
+from resources.settings import Compute
 
 TESTS = Path(__file__).resolve().parent.parent
 SAMPLE = TESTS.parent / "datasets" / "sample" / "pacific"

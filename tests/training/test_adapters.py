@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from act_assets.profile import Compute, Lora, Optimisation, Profile
+from act_assets.profile import Lora, Optimisation, Profile
 from act_assets.training.adapters import adapter_off, frozen, halve_linear, with_adapter
 from act_assets.training.base_policy import build_model
 from act_assets.training.chat_template import ChatFormat
 from act_assets.training.logprobs import ReferenceScores, sequence_log_probs
 from act_assets.training.optimizer import Updater
 from act_assets.training.packing import Batch, TokenRow, rows_of
+from resources.settings import Compute
 
 ROW = TokenRow((5, 6, 7, 8, 9, 10), (0, 0, 0, 1, 1, 1))
 

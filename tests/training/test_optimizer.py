@@ -12,7 +12,7 @@ import torch
 
 from act_assets.conversation import TurnState
 from act_assets.preference import build_pairs
-from act_assets.profile import Compute, Optimisation, Profile
+from act_assets.profile import Optimisation, Profile
 from act_assets.roles import EmbeddedProvider, Generator, RoleSettings
 from act_assets.tasks.base import Task
 from act_assets.training.act import Pair, initial_pair
@@ -24,6 +24,7 @@ from act_assets.training.packing import Batch, rows_of
 from act_assets.training.policy import PromptEncoder
 from resources.errors import TrainingError
 from resources.llm.client import LLM
+from resources.settings import Compute
 
 STEPS, BATCH = 20, 4
 SETTINGS = Optimisation(epochs=5, learning_rate=1e-3, batch_size=BATCH, weight_decay=0.01)

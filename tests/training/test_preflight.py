@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from act_assets.defs.resources import stage_run
-from act_assets.profile import Compute, Engine, Lora, Profile, load_profile
+from act_assets.profile import Engine, Lora, Profile, load_profile
 from act_assets.training import preflight
 from act_assets.training.preflight import (
     check_compute,
@@ -23,6 +23,7 @@ from act_assets.training.preflight import (
 from resources import devices as devices_module
 from resources.devices import Device, visible_devices
 from resources.errors import ProfileError
+from resources.settings import Compute
 
 A100 = Device("NVIDIA A100-SXM4-80GB", 81920 * 2**20)
 A10 = Device("NVIDIA A10G", 24 * 10**9)

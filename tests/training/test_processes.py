@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from act_assets.profile import Compute
 from act_assets.training.history import TrainingPoint
 from resources import compute as launching
+from resources.settings import Compute
 
 SMALL = Path(__file__).resolve().parent / "small_training.py"
 

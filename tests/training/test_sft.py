@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from act_assets.conversation import Conversation, TurnState
-from act_assets.profile import Compute, Profile
+from act_assets.profile import Profile
 from act_assets.tasks.base import Task
 from act_assets.training.act import gold_completion
 from act_assets.training.base_policy import build_model, make_base_policy
@@ -18,6 +18,7 @@ from act_assets.training.history import TrainingPoint
 from act_assets.training.policy import PromptEncoder, save_model
 from act_assets.training.sft import response_row, train_sft
 from resources.errors import TrainingError
+from resources.settings import Compute
 
 UNMEASURED = (
     "turns",

@@ -23,7 +23,7 @@ from act_assets.tasks import source_hash
 from act_assets.tasks.base import Task
 from resources.artifacts import Artifact, ArtifactStore, Key, identity_hash
 from resources.errors import ActError
-from resources.files import alone
+from resources.files import locked
 from resources.llm.service import CallSettings
 
 TRAIN_SIZES = (50, 100, 250)
@@ -139,7 +139,7 @@ def _build(stage: Stage, run: StageRun, key: Key, identity: dict[str, Any], *, a
     work = run.store.work_folder(key, identity)
     if anew:  # what an earlier run left was not asked anew
         work = work.with_name(f"{work.name}-{run.calls.since:.0f}")
-    with alone(work.with_name(f"{work.name}.lock")) as free:
+    with locked(work.with_name(f"{work.name}.lock")) as free:
         if not free:
             raise ActError(
                 f"{key} is being made by another run", where=str(work), todo="wait until it has ended, then run again"

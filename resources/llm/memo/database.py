@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from resources.errors import ActError
-from resources.files import private_file, sync
+from resources.files import atomic_file, sync
 from resources.llm.base import LLMResponse
 from resources.llm.memo.records import Answer, Use
 from resources.llm.memo.schema import ANSWERS, USES, migrate, schema_version, to_arrow
@@ -487,8 +487,8 @@ def write_parquet(path: Path, table: pa.Table) -> None:
 def write_tables(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
     """The same with one table at a time in memory."""
     with (
-        private_file(path) as stream,
-        pq.ParquetWriter(stream, schema, compression="zstd", write_page_checksum=True) as writer,
+        atomic_file(path, mode=0o600) as beside,
+        pq.ParquetWriter(beside, schema, compression="zstd", write_page_checksum=True) as writer,
     ):
         for table in tables:
             writer.write_table(table)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from resources.errors import ActError
-from resources.files import private_file
+from resources.files import atomic_file
 from resources.llm.memo.database import write_tables
 from resources.llm.memo.memo import Memo
 from resources.llm.memo.records import ANSWER_FIELDS, Answer, canonical, from_json, key_of, to_json
@@ -74,7 +74,7 @@ def write_answers(path: Path, tables: Iterable[pa.Table]) -> None:
         if path.suffix == ".parquet":
             write_tables(path, ANSWERS, tables)
         else:
-            with private_file(path) as stream:
+            with atomic_file(path, mode=0o600) as beside, beside.open("wb") as stream:
                 for table in tables:
                     stream.writelines(canonical(to_json(a)).encode("ascii") + b"\n" for a in answers_of(table))
     except OSError as error:

@@ -185,11 +185,11 @@ def test_a_prune_that_is_killed_loses_nothing_that_was_to_stay(folder: Path, ste
     folded(folder, paid("a", "a"), paid("b", "b", role="intent"))
     folded(folder, paid("c", "c"))
     code = (
-        "import os, sys; from pathlib import Path; from resources.llm.memo import archive, upkeep;"
+        "import os, sys; from pathlib import Path; from resources.llm.memo import archive, maintain;"
         "from resources.llm.memo.memo import Memo; from resources.llm.memo.view import Filters;"
         "die = lambda *_: os.kill(os.getpid(), 9);"
         f"setattr(Path if {step!r} == 'unlink' else archive, {step!r}, die);"
-        f"upkeep.prune(Memo(Path({str(folder)!r})), Filters(roles=('intent',)), dry_run=False)"
+        f"maintain.prune(Memo(Path({str(folder)!r})), Filters(roles=('intent',)), dry_run=False)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == -signal.SIGKILL
     for how in ("as it is", "rebuilt"):

@@ -178,25 +178,7 @@ class ArtifactStore:
 
     def _load(self, key: Key, name: str) -> Artifact | None:
         path = self._folder(key) / name
-        try:
-            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-            content = hashlib.sha256(json.dumps(manifest["files"], sort_keys=True).encode()).hexdigest()
-            return Artifact(
-                key,
-                path,
-                manifest["identity"],
-                manifest["identity_hash"],
-                content,
-                manifest["facts"],
-                manifest["seconds"],
-                manifest["created_at"],
-            )
-        except FileNotFoundError:
-            return None
-        except (KeyError, TypeError, ValueError) as error:
-            raise ActError(
-                f"{key} has a damaged manifest: {error}", where=str(path), todo="delete this folder and run again"
-            ) from error
+        return read_artifact(path) if (path / MANIFEST).is_file() else None
 
     def _point(self, key: Key, name: str) -> None:
         folder = self._folder(key) / "current"
@@ -231,6 +213,28 @@ class ArtifactStore:
                 shutil.rmtree(replaced, ignore_errors=True)
             else:
                 replaced.rename(target)
+
+
+def read_artifact(path: Path) -> Artifact:
+    """The artifact in a folder. Raises ActError where its manifest is damaged."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        content = hashlib.sha256(json.dumps(manifest["files"], sort_keys=True).encode()).hexdigest()
+        task, _, size = manifest["partition"].partition("|")
+        return Artifact(
+            Key(manifest["asset"], task, int(size) if size else None),
+            path,
+            manifest["identity"],
+            manifest["identity_hash"],
+            content,
+            manifest["facts"],
+            manifest["seconds"],
+            manifest["created_at"],
+        )
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ActError(
+            f"an artifact has a damaged manifest: {error}", where=str(path), todo="delete this folder and run again"
+        ) from error
 
 
 def process_is_alive(pid: int) -> bool:

@@ -32,7 +32,7 @@ MEETING = "ACT_MEETING_PORT"  # where the ranks of a launch meet, on 127.0.0.1
 MARK = "ACT_LAUNCH_MARK"  # the same in all processes of one launch, and in no other
 LAUNCHERS = Path(__file__).resolve().parent / "launchers"
 PROJECT = LAUNCHERS.parent.parent
-PROGRAM = ("-m", "act_assets.training")
+PROGRAM = ("-m", "act_assets.pipeline.train")
 ONE_PROCESS = ("base_policy",)  # small work, or none: several processes would write the same files
 
 

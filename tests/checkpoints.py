@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from act_assets.defs.resources import stage_run
 from act_assets.evaluation.evaluate import EvaluationReport, Metric, write_report
 from act_assets.pipeline.graph import STAGES
-from act_assets.pipeline.stage import Stage, StageRun, run_stage
+from act_assets.pipeline.stage import Stage, run_stage
 from act_assets.profile import ScratchModel
+from act_assets.run import Run, make_run
 from resources.artifacts import ArtifactStore
 
 TINY = Path(__file__).resolve().parent / "tiny.yaml"
@@ -56,9 +56,9 @@ def filled(folder: Callable[[], Path], tokenizer: Any) -> Path:
     return _filled[0]
 
 
-def settings(home: Path, train_size: int = 50, profile: Path = TINY) -> StageRun:
+def settings(home: Path, train_size: int = 50, profile: Path = TINY) -> Run:
     """A run of the tiny profile whose artifacts are in that ACT_HOME; ACT_HOME itself holds the rest."""
-    run = stage_run(str(profile), 0, "pacific", train_size, launch=untouched)
+    run = make_run(str(profile), 0, "pacific", train_size, launch=untouched)
     return replace(run, store=ArtifactStore(home / "artifacts", run.store.run))
 
 
@@ -127,7 +127,7 @@ def write_adapter(folder: Path, model: Any, tokenizer: Any) -> None:
 def reporting(stage: Stage) -> Stage:
     """An evaluation that takes no time, of the same identity."""
 
-    def build(run: StageRun, folder: Path) -> dict[str, Any]:
+    def build(run: Run, folder: Path) -> dict[str, Any]:
         write_report(folder / "report.json", REPORT)
         return {}
 

@@ -17,11 +17,12 @@ import pytest
 import yaml
 
 from act_assets.defs.assets import ASSETS
-from act_assets.defs.resources import ActSettings, stage_run
+from act_assets.defs.resources import ActSettings
 from act_assets.home import memo_folder
 from act_assets.pipeline.graph import STAGES
 from act_assets.pipeline.plan import PlanLine, plan
-from act_assets.pipeline.stage import Outcome, StageRun, run_stage
+from act_assets.pipeline.stage import Outcome, run_stage
+from act_assets.run import Run, make_run
 from resources.errors import ProfileError, RoleError
 from resources.llm.memo.memo import close_memos, memo_at
 from resources.llm.memo.records import Asker
@@ -57,11 +58,11 @@ class Workshop:
         return str(path)
 
     def run(self, asset: str = "contrastive_pairs", spender: str = "", **calls: Any) -> Outcome:
-        return run_stage(STAGES, asset, self.stage_run(spender, **calls))
+        return run_stage(STAGES, asset, self.make_run(spender, **calls))
 
-    def stage_run(self, spender: str = "", **calls: Any) -> StageRun:
+    def make_run(self, spender: str = "", **calls: Any) -> Run:
         settings = CallSettings(memo_folder(), asker=Asker(run="test", budget=spender), **calls)
-        return stage_run(self.profile(), 0, "pacific", 50, calls=settings)
+        return make_run(self.profile(), 0, "pacific", 50, calls=settings)
 
     def asked(self) -> int:
         """Requests since the last time."""
@@ -123,16 +124,16 @@ def test_a_budget_holds_for_other_processes_too(shop: Workshop, monkeypatch: pyt
 
 def test_a_process_that_has_begun_sees_what_another_has_spent_since(shop: Workshop) -> None:
     """As a run whose training process asks between two of its own assets."""
-    parent = shop.stage_run("both", max_calls=100)
+    parent = shop.make_run("both", max_calls=100)
     with pytest.raises(RoleError, match="budget of 60 calls reached"):
         run_stage(STAGES, "contrastive_pairs", replace(parent, calls=replace(parent.calls, max_calls=60)))
     assert shop.asked() == 60
     script = (
-        "import sys, json; from act_assets.defs.resources import stage_run\n"
+        "import sys, json; from act_assets.defs.resources import make_run\n"
         "from act_assets.pipeline.graph import STAGES\n"
         "from act_assets.pipeline.stage import run_stage; from resources.llm.service import CallSettings\n"
         "calls = CallSettings.from_json(json.loads(sys.argv[2]))\n"
-        "run_stage(STAGES, 'contrastive_pairs', stage_run(sys.argv[1], 0, 'pacific', 50, calls=calls))\n"
+        "run_stage(STAGES, 'contrastive_pairs', make_run(sys.argv[1], 0, 'pacific', 50, calls=calls))\n"
     )
     child = replace(parent.calls, max_calls=90)
     command = [sys.executable, "-c", script, shop.profile(), json.dumps(child.to_json())]
@@ -168,7 +169,7 @@ def test_offline_replays_and_names_what_is_missing(shop: Workshop, monkeypatch: 
     assert again.artifact.content_hash == first.artifact.content_hash
 
     prompts = shop.folder / "prompts"
-    shutil.copytree(shop.stage_run().prompts_dir, prompts)
+    shutil.copytree(shop.make_run().prompts_dir, prompts)
     prompt = prompts / "generator" / "pacific.md"
     prompt.write_text(prompt.read_text().replace("[[user]]", "[[user]]\nA word more.", 1))
     monkeypatch.setenv("ACT_PROMPTS_DIR", str(prompts))
@@ -202,7 +203,7 @@ def test_refresh_asks_again_once_and_keeps_the_old_answers(shop: Workshop) -> No
 
 def test_plan_says_what_will_be_asked_and_asks_nothing(shop: Workshop) -> None:
     def line(asset: str) -> PlanLine:
-        (found,) = [x for x in plan(shop.stage_run()) if x.asset == asset]
+        (found,) = [x for x in plan(shop.make_run()) if x.asset == asset]
         return found
 
     before = line("contrastive_pairs")
@@ -225,7 +226,7 @@ def test_plan_says_what_will_be_asked_and_asks_nothing(shop: Workshop) -> None:
 
 
 def test_dagster_shows_numbers_samples_and_failed_items(shop: Workshop) -> None:
-    assert isinstance(shop.stage_run(), StageRun)
+    assert isinstance(shop.make_run(), Run)
     partition = dg.MultiPartitionKey({"task": "pacific", "train_size": "50"})
     with dg.DagsterInstance.ephemeral() as instance:
 
@@ -263,7 +264,7 @@ def test_dagster_shows_numbers_samples_and_failed_items(shop: Workshop) -> None:
 
 
 def test_transport_settings_make_nothing_again(shop: Workshop) -> None:
-    run = shop.stage_run()
+    run = shop.make_run()
     made = run_stage(STAGES, "contrastive_pairs", run).artifact
     roles = run.profile.roles
     generator = roles.generator.model_copy(update={"max_concurrency": 2, "timeout_s": 5.0, "requests_per_minute": 9})

@@ -12,11 +12,12 @@ import pytest
 from act_assets.conversation import TurnState, Utterance
 from act_assets.evaluation.evaluate import EvaluationReport, OraclePolicy, Provenance, evaluate
 from act_assets.home import PACKAGE
-from act_assets.pipeline.graph import STAGES, equipped_task, evaluated_turns, evaluation_side, intents_of
-from act_assets.pipeline.stage import StageRun, run_stage
+from act_assets.pipeline.graph import STAGES
+from act_assets.pipeline.stage import run_stage
 from act_assets.profile import load_profile
 from act_assets.progress import quiet
 from act_assets.roles import Classifier, GoldUser
+from act_assets.run import Run, equipped_task, evaluated_turns, evaluation_side, intents_in
 from act_assets.tasks import data_folder, get_task
 from act_assets.trajectory import ConversationPolicy, Dialogue
 from resources.artifacts import ArtifactStore
@@ -40,12 +41,12 @@ class Says:
 
 
 @pytest.fixture(scope="module", params=TASKS)
-def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> StageRun:
+def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run with the task's evaluated side made from the bundled sample."""
     root = tmp_path_factory.mktemp(request.param)
     profile = load_profile(str(Path(__file__).parent / "tiny.yaml"))
     folder, origin = data_folder(request.param)
-    run = StageRun(
+    run = Run(
         task=get_task(request.param),
         train_size=50,
         seed=0,
@@ -63,10 +64,10 @@ def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return replace(run, inputs=made)
 
 
-def _evaluate(run: StageRun, policy: ConversationPolicy) -> tuple[EvaluationReport, list[TurnState]]:
+def _evaluate(run: Run, policy: ConversationPolicy) -> tuple[EvaluationReport, list[TurnState]]:
     task, turns = equipped_task(run), evaluated_turns(run)
     who = Provenance("known", 50, 0, "tiny", "none", "gold user", "rule", task.judge.identity, evaluation_side(run))
-    intents = intents_of(run.inputs["evaluation_intents"])
+    intents = intents_in(run.inputs["evaluation_intents"])
     report, _ = evaluate(
         task,
         turns,
@@ -87,7 +88,7 @@ def _value(report: EvaluationReport, name: str) -> float | None:
     return metric.value
 
 
-def _classes(run: StageRun, turns: list[TurnState]) -> tuple[int, int]:
+def _classes(run: Run, turns: list[TurnState]) -> tuple[int, int]:
     actions = [t.action for t in turns]
     counted = actions.count("CLARIFY"), actions.count("ANSWER")
     assert sum(counted) == len(turns)
@@ -98,7 +99,7 @@ def _classes(run: StageRun, turns: list[TurnState]) -> tuple[int, int]:
     return counted
 
 
-def test_the_oracle_scores_one(prepared: StageRun) -> None:
+def test_the_oracle_scores_one(prepared: Run) -> None:
     report, turns = _evaluate(prepared, OraclePolicy())
     asks, _ = _classes(prepared, turns)
     assert {m.name: m.value for m in report.metrics} == {m.name: 1.0 for m in report.metrics}
@@ -112,7 +113,7 @@ def test_the_oracle_scores_one(prepared: StageRun) -> None:
     assert report.side == ("validation" if prepared.task.name == "pacific" else "test")
 
 
-def test_always_answering_scores_what_the_class_counts_say(prepared: StageRun) -> None:
+def test_always_answering_scores_what_the_class_counts_say(prepared: Run) -> None:
     words = "SELECT 'no such answer'" if prepared.task.name == "ambig_sql" else "zzzz"
     report, turns = _evaluate(prepared, Says(words))
     asks, answers = _classes(prepared, turns)
@@ -126,7 +127,7 @@ def test_always_answering_scores_what_the_class_counts_say(prepared: StageRun) -
         assert _value(report, f"trajectory {main}") == 0.0
 
 
-def test_always_clarifying_scores_what_the_class_counts_say(prepared: StageRun) -> None:
+def test_always_clarifying_scores_what_the_class_counts_say(prepared: Run) -> None:
     report, turns = _evaluate(prepared, Says("What do you mean?"))
     asks, answers = _classes(prepared, turns)
     assert _value(report, "accuracy") == asks / len(turns)
@@ -138,7 +139,7 @@ def test_always_clarifying_scores_what_the_class_counts_say(prepared: StageRun) 
     assert (clarified.value, clarified.count) == (0.0, len(turns))
 
 
-def test_turn_scores_count_once_for_each_prompt(prepared: StageRun) -> None:
+def test_turn_scores_count_once_for_each_prompt(prepared: Run) -> None:
     report, turns = _evaluate(prepared, OraclePolicy())
     at_turn = [m for m in report.metrics if m.name.startswith("turn ")]
     assert {m.count for m in at_turn} == ({len({t.prompt_id for t in turns})} if at_turn else set())

@@ -137,10 +137,10 @@ def test_no_key_reaches_a_job_file_a_command_or_an_artifact(
     pacific: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Published: keys and tokens travel on command lines and into written configurations."""
-    from act_assets.defs.resources import stage_run
     from act_assets.pipeline.graph import STAGES
     from act_assets.pipeline.stage import run_stage
     from act_assets.profile import Compute
+    from act_assets.run import make_run
     from resources.artifacts import ArtifactStore
     from resources.compute import training_command
 
@@ -154,7 +154,7 @@ def test_no_key_reaches_a_job_file_a_command_or_an_artifact(
         commands.append(training_command(Compute(), job, 1))
         (job.parent / "facts.json").write_text("{}")
 
-    run = stage_run(str(Path(__file__).parent / "tiny.yaml"), 0, "pacific", 50, launch)
+    run = make_run(str(Path(__file__).parent / "tiny.yaml"), 0, "pacific", 50, launch)
     assert isinstance(run.store, ArtifactStore)
     for name in (
         "raw_dataset",

@@ -17,7 +17,7 @@ from resources.errors import ActError
 if TYPE_CHECKING:
     from act_assets.cli.chat_session import ChatSession, Spoken, Talk
     from act_assets.conversation import TurnState
-    from act_assets.pipeline.stage import StageRun
+    from act_assets.run import Run
 
 out, err = Console(), Console(stderr=True)
 PAGE = 20  # examples that --list shows at once on a terminal
@@ -27,7 +27,7 @@ HELP = "/next  /example ID  /quit"
 _METHODS = ("sft", "act")
 
 
-def export_checkpoint(run: StageRun, method: str, folder: Path, *, adapter: bool, push: str | None) -> None:
+def export_checkpoint(run: Run, method: str, folder: Path, *, adapter: bool, push: str | None) -> None:
     """`act export model`: writes the folder and says what to do with it."""
     from act_assets.release.card_facts import Method
     from act_assets.release.publish import export_model
@@ -66,7 +66,7 @@ def chat(
     Where it asks, reply, or press Enter for the simulated user's reply. Then: another request over the same grounding,
     /next, /example ID, or /quit.
     """
-    from act_assets.pipeline.stage import TRAIN_SIZES
+    from act_assets.run import TRAIN_SIZES
     from act_assets.tasks import get_task
 
     get_task(task)
@@ -75,11 +75,10 @@ def chat(
         sizes = ", ".join(map(str, TRAIN_SIZES))
         raise ActError(f"unknown train size {train_size}", where=f"task {task}", todo=f"choose one of {sizes}")
     from act_assets.cli.chat_session import find_example, first_ambiguous
-    from act_assets.defs.resources import stage_run
-    from act_assets.pipeline.graph import evaluated_turns
+    from act_assets.run import evaluated_turns, make_run
     from resources.artifacts import Key
 
-    run = stage_run(profile, seed, task, train_size)
+    run = make_run(profile, seed, task, train_size)
     if not show_list:
         run.store.require(Key(f"{method}_checkpoint", task, train_size))  # its message names the command that makes it
     made = {name: run.store.require(Key(name, task)) for name in ("raw_dataset", "conversations")}
@@ -98,12 +97,12 @@ def chat(
         out.print()
 
 
-def load_talk(run: StageRun, method: str, temperature: float) -> Talk:
+def load_talk(run: Run, method: str, temperature: float) -> Talk:
     """A checkpoint that is up to date, ready to talk; `run.inputs` holds the raw dataset and the conversations."""
     from act_assets.cli.chat_session import Talk
-    from act_assets.pipeline.graph import cast_of, equipped_task, intents_of
     from act_assets.release.publish import checkpoint_of
     from act_assets.roles.classifier import Classifier
+    from act_assets.run import equipped_task, intents_in, roles_of
     from act_assets.training.generation import TransformersEngine
     from act_assets.training.policy import ModelPolicy, PromptEncoder, SamplingSettings, load_model, pick_device
     from resources.artifacts import Key
@@ -127,12 +126,12 @@ def load_talk(run: StageRun, method: str, temperature: float) -> Talk:
         Classifier(task, "rule"),
         run.profile.act.max_clarifications,
         run.seed,
-        cast_of(run).simulator() if simulated else None,
-        intents_of(intents) if simulated and intents is not None else None,
+        roles_of(run).simulator() if simulated else None,
+        intents_in(intents) if simulated and intents is not None else None,
     )
 
 
-def simulated_by(run: StageRun) -> str | None:
+def simulated_by(run: Run) -> str | None:
     """Who would play the user; None where the key for it is missing."""
     from act_assets.roles.build import describe, missing_keys
 

@@ -16,6 +16,8 @@ from act_assets.defs.checks import CHECKS
 from act_assets.defs.prompts import PROMPTS
 from act_assets.defs.resources import ActSettings
 from act_assets.home import dagster_home
+from act_assets.methods import TRAINED, lineage
+from act_assets.methods.base import Method
 from act_assets.pipeline.stage import Made
 from resources.artifacts import process_is_alive
 from resources.errors import ActError
@@ -24,15 +26,16 @@ POOLS = ("gpu", "llm")
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
-def materialize(task: str, train_size: int | None, *, with_act: bool, settings: ActSettings) -> Made:
-    """Materializes everything of one `task|train_size`, or (without a size) the leaderboard and the report alone.
+def materialize(task: str, train_size: int | None, settings: ActSettings, method: Method | None = None) -> Made:
+    """Materializes everything of one `task|train_size` up to a method, or (without a size) the report alone.
 
     All of it shares one budget and one refreshing, whatever the number of Dagster runs.
     Raises ActError with the first failed asset's message; what was made before it stays.
     """
     os.environ["DAGSTER_HOME"] = str(dagster_home())
     os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "1")
-    skipped = set() if with_act else {"act_checkpoint", "evaluation_act"}
+    others = set(TRAINED) - set(lineage(method) if method else ())
+    skipped = {asset for other in others for asset in (other.checkpoint, other.evaluation)}
     sized = [a for a in SIZED_ASSETS if a.key.path[-1] not in skipped]
     settings = settings.model_copy(update={"spender": f"act-{uuid.uuid4().hex[:12]}", "since": time.time()})
     waves: list[tuple[Sequence[dg.AssetsDefinition], str]] = [(REPORT_ASSETS, task)]

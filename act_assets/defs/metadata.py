@@ -13,7 +13,7 @@ from act_assets.conversation import ActionLabel, AmbiguousTwin, Conversation, In
 from act_assets.evaluation.evaluate import EvaluatedTurn, read_report
 from act_assets.evaluation.leaderboard import LeaderboardRow
 from act_assets.evaluation.report.figures import rollout_verdicts, training_curves
-from act_assets.pipeline.stage import Outcome
+from act_assets.pipeline.stage import StageResult
 from act_assets.rows import read_rows
 from act_assets.training.act import Rollout
 from act_assets.training.history import TrainingPoint
@@ -26,22 +26,22 @@ TABLE_ROWS = 20
 FAILED_ROWS = 1_000
 
 
-def metadata_of(outcome: Outcome) -> dict[str, Any]:
+def metadata_of(result: StageResult) -> dict[str, Any]:
     """Metadata of any stage's artifact: its facts, its identity, and what its kind has to show."""
-    artifact = outcome.artifact
+    artifact = result.artifact
     shown: dict[str, Any] = {
-        "reused": outcome.reused,
+        "reused": result.reused,
         "seconds": artifact.seconds,
         "path": dg.MetadataValue.path(artifact.path),
         "identity": dg.MetadataValue.json(dict(artifact.identity)),
     }
-    for name, value in {**artifact.facts, **outcome.published}.items():
+    for name, value in {**artifact.facts, **result.published}.items():
         key = name.replace(" ", "_").replace("-", "_")
         if _is_time(key):
             continue  # in the table `time`; and `seconds` are the artifact's
         if key == "llm_sample":
             shown[key] = _exchanges(value)
-        elif key.startswith("llm_") and outcome.reused:
+        elif key.startswith("llm_") and result.reused:
             shown[key] = 0  # plotted over time: nothing was asked now
         elif isinstance(value, dict | list):
             shown[key] = dg.MetadataValue.json(value)
@@ -50,8 +50,10 @@ def metadata_of(outcome: Outcome) -> dict[str, Any]:
     shown["dagster/row_count"] = next(
         (v for k, v in artifact.facts.items() if k in ("pairs", "turns", "intents", "train_turns")), None
     )
-    extra = _EXTRA.get(artifact.key.asset)
-    return {k: v for k, v in (shown | (extra(artifact) if extra else {})).items() if v is not None}
+    for name, show in _SHOWN.items():
+        if artifact.file(name).exists():
+            shown |= show(artifact)
+    return {k: v for k, v in shown.items() if v is not None}
 
 
 def failed_items(error: ActError) -> dict[str, Any]:
@@ -141,10 +143,10 @@ def _times(facts: Mapping[str, Any]) -> dg.MarkdownMetadataValue | None:
     return _table(("phase", "share", "seconds"), [*rows, ("all", "", f"{facts['seconds']:.1f}")])
 
 
-def _act(artifact: Artifact) -> dict[str, Any]:
+def _rollouts(artifact: Artifact) -> dict[str, Any]:
     rollouts = [r for path in sorted(artifact.file("rollouts").glob("*.parquet")) for r in read_rows(path, Rollout)]
     cells = [(r.step, r.action, r.verdict, r.trajectory, r.chosen, r.rejected) for r in rollouts[-TABLE_ROWS:]]
-    return _training(artifact) | {
+    return {
         "verdicts": _image(rollout_verdicts(rollouts)),
         "rollouts": _table(("step", "action", "verdict", "trajectory", "winning", "losing"), cells),
     }
@@ -170,21 +172,20 @@ def _leaderboard(artifact: Artifact) -> dict[str, Any]:
     return {"macro_f1": _table(("method", "train size", "macro F1", "95 % interval", "paper"), cells)}
 
 
-_EXTRA: dict[str, Callable[[Artifact], dict[str, Any]]] = {
-    "ambiguous_requests": _twins,
-    "action_labels": _labels,
-    "conversations": _conversations,
-    "train_subset": _conversations,
-    "intent_summaries": _intents,
-    "evaluation_intents": _intents,
-    "contrastive_pairs": _pairs,
-    "validation_pairs": _pairs,
-    "base_policy": _training,
-    "sft_checkpoint": _training,
-    "act_checkpoint": _act,
-    "evaluation_sft": _evaluation,
-    "evaluation_act": _evaluation,
-    "leaderboard": _leaderboard,
+def _labels_or_conversations(artifact: Artifact) -> dict[str, Any]:
+    return (_labels if artifact.key.asset == "action_labels" else _conversations)(artifact)
+
+
+# What an artifact has to show, by the file that it holds.
+_SHOWN: dict[str, Callable[[Artifact], dict[str, Any]]] = {
+    "twins.parquet": _twins,
+    "train.parquet": _labels_or_conversations,
+    "intents.parquet": _intents,
+    "pairs.parquet": _pairs,
+    "logs": _training,
+    "rollouts": _rollouts,
+    "report.json": _evaluation,
+    "leaderboard.parquet": _leaderboard,
 }
 
 

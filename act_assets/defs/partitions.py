@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dagster as dg
 
-from act_assets.pipeline.stage import TRAIN_SIZES
+from act_assets.run import TRAIN_SIZES
 from act_assets.tasks import all_tasks
 
 BY_TASK = dg.StaticPartitionsDefinition(list(all_tasks()))

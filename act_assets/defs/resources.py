@@ -12,15 +12,12 @@ from typing import Any, Literal
 import dagster as dg
 from pydantic import Field
 
-from act_assets.home import act_home, memo_folder, prompts_folder
-from act_assets.pipeline.stage import StageRun
+from act_assets.home import memo_folder
+from act_assets.methods import TRAINED
+from act_assets.pipeline.checks import check_machine
 from act_assets.profile import load_profile
-from act_assets.progress import bars
-from act_assets.roles.build import check_roles
-from act_assets.tasks import data_folder, get_task
+from act_assets.run import Run, make_run
 from act_assets.training.logging import LIVE, LiveTail
-from act_assets.training.preflight import TRAININGS, check_training
-from resources.artifacts import ArtifactStore
 from resources.compute import launch
 from resources.llm.memo.records import Asker
 from resources.llm.service import CallSettings
@@ -44,8 +41,8 @@ class ActSettings(dg.ConfigurableResource[Any]):
     spender: str = ""
     since: float = 0.0
 
-    def stage_run(self, context: dg.AssetExecutionContext, task: str, train_size: int | None) -> StageRun:
-        """The settings of one asset's run; training goes through Dagster Pipes.
+    def make_run(self, context: dg.AssetExecutionContext, task: str, train_size: int | None) -> Run:
+        """What one asset's stage is run with; training goes through Dagster Pipes.
 
         Raises ProfileError in the first asset of a run that also trains what cannot be trained on this machine.
         """
@@ -59,52 +56,12 @@ class ActSettings(dg.ConfigurableResource[Any]):
             self.max_calls,
             Asker(run=context.run_id, budget=self.spender or context.run_id),
         )
-        run = stage_run(
-            self.profile,
-            self.seed,
-            task,
-            train_size,
-            _PipesLauncher(context, load_profile(self.profile).compute),
-            calls,
-        )
+        launcher = _PipesLauncher(context, load_profile(self.profile).compute)
+        run = make_run(self.profile, self.seed, task, train_size, launcher, calls)
         selected = {key.path[-1] for key in context.selected_asset_keys}
-        if trainings := [name for name in TRAININGS if name in selected]:
-            check_training(run, trainings)
+        if trainings := [m.checkpoint for m in TRAINED if m.checkpoint in selected]:
+            check_machine(run, trainings)
         return run
-
-
-def stage_run(
-    profile_name: str,
-    seed: int,
-    task: str,
-    train_size: int | None,
-    launch: object = None,
-    calls: CallSettings | None = None,
-) -> StageRun:
-    """The settings of a run, from the environment and a profile."""
-    profile = load_profile(profile_name)
-    calls = calls or CallSettings(memo_folder())
-    check_roles(profile, max_cost_usd=calls.max_cost_usd)
-    home = act_home()
-    data_dir, origin = data_folder(task)
-    return StageRun(
-        task=get_task(task),
-        train_size=train_size,
-        seed=seed,
-        profile=profile,
-        store=ArtifactStore(home / "artifacts", f"{profile.name}-seed{seed}"),
-        data_dir=data_dir,
-        data_origin=origin,
-        prompts_dir=prompts_folder(),
-        reports_dir=home / "reports",
-        progress=bars,
-        launch=launch or _launcher(profile.compute),  # type: ignore[arg-type]
-        calls=calls,
-    )
-
-
-def _launcher(compute: Compute) -> Callable[[Path], None]:
-    return lambda job: launch(compute, job)
 
 
 class _PipesLauncher:

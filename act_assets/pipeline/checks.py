@@ -1,4 +1,4 @@
-"""What must hold before anything is trained on pairs, and after a training: pure functions over artifacts."""
+"""What must hold before anything is trained, and after a training: of the machine, and of artifacts."""
 
 from __future__ import annotations
 
@@ -8,9 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from act_assets.conversation import AmbiguousTwin, Conversation, PreferencePair
+from act_assets.pipeline.graph import STAGES
+from act_assets.pipeline.stage import up_to_date
+from act_assets.run import Run
 from act_assets.tasks.base import Task
 from act_assets.tasks.rules import same_text
 from act_assets.training.history import TrainingPoint
+from act_assets.training.preflight import check_training
+from resources.artifacts import Artifact, Key
+
+
+def check_machine(run: Run, checkpoints: Sequence[str]) -> None:
+    """Raises ProfileError where this machine cannot make those of a run's checkpoints that are not up to date."""
+    known: dict[Key, Artifact | None] = {}
+    check_training(run.profile, lambda: all(up_to_date(STAGES, name, run, known) for name in checkpoints))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,44 +1,37 @@
 """What a run would ask of language models, before anything is spent.
 
-    for line in plan(run): print(line.asset, line.calls, line.memoized, line.cost_usd)
+    for line in plan(run, get_method("act")): print(line.asset, line.calls, line.memoized, line.cost_usd)
 
-Questions that can be known are made exactly as the run makes them and looked up in the memo; what they need and costs
-nothing (data, subsets) is made in a temporary folder. What depends on the policy that is being trained cannot be
-known: for it the largest possible number stands, marked as an upper bound.
+The stages themselves run, in a temporary folder, with models that record what they are asked instead of asking it;
+so the preview cannot drift from the run. What the memo holds is answered from there; the rules of the embedded
+provider stand in for the other answers. What depends on a policy in training cannot be known: there stands the
+largest possible number, and why.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from act_assets.conversation import Conversation, TurnState, Utterance, once_per_prompt
-from act_assets.pipeline.graph import (
-    LABELLED_SIDES,
-    STAGES,
-    cast_of,
-    clear_requests,
-    conversations_of,
-    evaluated_turns,
-    evaluation_side,
-    labelled_conversations,
-    told_to_user,
-    turns_of,
-)
-from act_assets.pipeline.stage import StageRun, run_stage, stage_key, up_to_date
-from act_assets.preference import rejected_action
+from act_assets.conversation import TurnState, Utterance
+from act_assets.methods import lineage
+from act_assets.methods.base import Method
+from act_assets.pipeline.graph import STAGES
+from act_assets.pipeline.stage import Stage, run_stage, stage_key, up_to_date
 from act_assets.profile import LLMRole
-from act_assets.roles.build import Cast
-from act_assets.roles.embedded import MODEL
-from act_assets.rows import read_rows
-from act_assets.seeds import derive_seed
-from resources.artifacts import Artifact, ArtifactStore, Key
-from resources.llm.base import LLMRequest
+from act_assets.progress import quiet
+from act_assets.roles.embedded import answer_by_rule
+from act_assets.run import Run, evaluated_turns, roles_of, train_subset, turns_of
+from resources.artifacts import MANIFEST, Artifact, ArtifactStore, Key
+from resources.errors import RoleError
+from resources.llm.base import LLMFailure, LLMRequest, LLMResponse, LLMResult, ProviderError
 from resources.llm.budget import estimate_tokens
+from resources.llm.client import LLM
 from resources.llm.memo.memo import Memo, memo_at
 from resources.llm.memo.records import key_of
 
@@ -50,8 +43,8 @@ class PlanLine:
     """What one asset's partition would ask one role.
 
     `calls` are the questions, `memoized` those already answered, `to_ask` the rest without those that an earlier asset
-    of the plan asks. With `bound`, `calls` is the most there can be (the policy decides) and nothing is known of the
-    memo. Tokens and dollars are estimates for `to_ask`; `cost_usd` is None where no price is known.
+    of the plan asks. With `bound`, which says why, `calls` is the most there can be and nothing is known of the memo.
+    Tokens and dollars are estimates for `to_ask`; `cost_usd` is None where no price is known.
     """
 
     asset: str
@@ -62,180 +55,202 @@ class PlanLine:
     calls: int
     memoized: int
     to_ask: int
-    bound: bool
+    bound: str
     prompt_tokens: int
     output_tokens: int
     cost_usd: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Questions:
-    """The questions of one asset and role: exactly, or the largest number of them with an example of each kind."""
+class Recorder:
+    """Opens models that record the questions they are asked. `asked` has them by role, each with its memo key."""
 
-    asset: str
-    role: str
-    requests: Sequence[LLMRequest]
-    times: int | None = None
+    def __init__(self, run: Run, memo: Memo) -> None:
+        self._open = roles_of(run).llm
+        self.memo = memo
+        self.asked: dict[str, list[tuple[str, LLMRequest]]] = {}
+        self.memoized: set[str] = set()
+
+    def __call__(self, role: LLMRole) -> LLM:
+        return _RecordingLLM(self._open(role), self)
 
 
-def plan(run: StageRun, *, with_act: bool = True) -> list[PlanLine]:
-    """What `act run` would ask for the run's partition, asset by asset. Asks nothing, makes nothing.
+class _RecordingLLM(LLM):
+    def __init__(self, real: LLM, recorder: Recorder) -> None:
+        super().__init__(real.provider)
+        self.recorder = recorder
+
+    def complete_all(
+        self, requests: Sequence[LLMRequest], on_done: Callable[[], None] | None = None
+    ) -> list[LLMResult]:
+        """What the memo holds, and for the rest what a rule says."""
+        keys = [key_of(self.question(r)) for r in requests]
+        found = self.recorder.memo.look_up(keys).answers
+        self.recorder.memoized |= found.keys()
+        results: list[LLMResult] = []
+        for key, request in zip(keys, requests, strict=True):
+            self.recorder.asked.setdefault(request.role, []).append((key, request))
+            results.append(found[key].response() if key in found else _stand_in(request))
+            if on_done:
+                on_done()
+        return results
+
+
+def _stand_in(request: LLMRequest) -> LLMResult:
+    try:
+        return LLMResponse(answer_by_rule(request.context), request.model)
+    except ProviderError as error:  # a task without a rule for this role
+        return LLMFailure("rejected", str(error), False, request.label)
+
+
+def plan(run: Run, method: Method) -> list[PlanLine]:
+    """What `act run` would ask for the run's partition and method, asset by asset. Asks nothing, keeps nothing.
 
     Raises ActError where the data or a prompt cannot be read.
     """
-    memo = memo_at(run.calls.memo_folder)
     known: dict[Key, Artifact | None] = {}  # what is up to date; looked at once
+    lines: list[PlanLine] = []
     planned: set[str] = set()
-    lines = []
     with tempfile.TemporaryDirectory(prefix="act-plan-") as folder:
-        scratch = _with_free_inputs(run, Path(folder), known)
-        for questions in _questions(scratch, with_act):
-            stage = STAGES[questions.asset]
-            role = run.profile.roles.played()[questions.role]
-            if up_to_date(STAGES, stage.name, run, known):
-                lines.append(_done(run, questions, role))
-            else:
-                lines.append(_line(scratch, questions, role, memo, planned))
+        scratch = replace(run, store=ArtifactStore(Path(folder), "plan"), progress=quiet)
+        for stage in STAGES.values():
+            if stage.group not in ("data", "pairs"):
+                continue
+            recorder = Recorder(run, memo_at(run.calls.memo_folder))
+            made = up_to_date(STAGES, stage.name, run, known)
+            if made is not None:
+                scratch.store.build(made.key, {"copied": made.content_hash}, _linked(made))
+                lines += [_done(run, stage, role) for role in stage.prompts if _is_asked(run, role)]
+                continue
+            try:
+                run_stage(STAGES, stage.name, replace(scratch, open_llm=recorder))
+            except RoleError:  # without a stand-in for its answers, what comes after it is not known
+                lines += _counted(run, stage, recorder, planned)
+                break
+            lines += _counted(run, stage, recorder, planned)
+        else:
+            artifacts = {n: scratch.store.find(stage_key(s, run)) for n, s in STAGES.items()}
+            inputs = {name: artifact for name, artifact in artifacts.items() if artifact is not None}
+            lines += _bounds(replace(scratch, inputs=inputs), run, method, known)
     return lines
 
 
-def _with_free_inputs(run: StageRun, folder: Path, known: dict[Key, Artifact | None]) -> StageRun:
-    """The run with everything that costs nothing made in a temporary folder.
+def _linked(artifact: Artifact) -> Callable[[Path], Mapping[str, Any]]:
+    """Fills a folder with an artifact's files, without copying them where the disk is the same."""
 
-    Labels and ambiguous twins that a model has yet to write are not known: gold labels and twins by rule stand for
-    them, which changes the texts of some questions, and their number only by what is dropped.
-    """
-    store = ArtifactStore(folder, "plan")
-    roles = run.profile.roles
-    by_rule = roles.model_copy(
-        update={"annotator": type(roles.annotator)(), "perturbation": LLMRole(provider="embedded", model=MODEL)}
-    )
-    supervision = "gold" if run.profile.labels_from == "llm" else run.profile.action_supervision
-    free = replace(
-        run,
-        store=store,
-        calls=replace(run.calls, memo_folder=folder / "memo"),
-        profile=run.profile.model_copy(update={"action_supervision": supervision, "roles": by_rule}),
-    )
-    for name in ("raw_dataset", "ambiguous_requests", "conversations", "action_labels", "train_subset"):
-        made = up_to_date(STAGES, name, run, known) if name in ("ambiguous_requests", "action_labels") else None
-        artifact = _copied(store, made) if made is not None else run_stage(STAGES, name, free).artifact
-        free = replace(free, inputs={**free.inputs, name: artifact})
-    return replace(free, profile=run.profile, calls=run.calls)
+    def link(source: str, target: str) -> str:
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copy2(source, target)
+        return target
+
+    def fill(folder: Path) -> Mapping[str, Any]:
+        # Not its manifest: the copy gets one of its own, which must not be written through a link.
+        own = shutil.ignore_patterns(MANIFEST)
+        shutil.copytree(artifact.path, folder, dirs_exist_ok=True, copy_function=link, ignore=own)
+        return artifact.facts
+
+    return fill
 
 
-def _copied(store: ArtifactStore, artifact: Artifact) -> Artifact:
-    """An artifact of the run in the temporary folder."""
-
-    def copy(folder: Path) -> dict[str, Any]:
-        shutil.copytree(artifact.path, folder, dirs_exist_ok=True)
-        return dict(artifact.facts)
-
-    return store.build(artifact.key, {"copied": artifact.content_hash}, copy)
+def _is_asked(run: Run, role: str) -> bool:
+    return role in run.profile.roles.played() and run.task.asks(role)
 
 
-def _questions(run: StageRun, with_act: bool) -> list[Questions]:
-    """Asset by asset, in the order of the graph."""
-    cast = cast_of(run)
-    roles, act = run.profile.roles, run.profile.act
-    train = read_rows(run.inputs["train_subset"].file("train.parquet"), Conversation)
-    everything = [c for side in LABELLED_SIDES for c in conversations_of(run, side)]
-    turns, evaluated = turns_of(run, train), evaluated_turns(run)
-    found: list[Questions] = []
-    if run.task.asks("perturbation"):
-        clear, _ = clear_requests(run)
-        found.append(Questions("ambiguous_requests", "perturbation", cast.perturber().requests(clear)))
-    if roles.annotator.llm:
-        once = once_per_prompt(turns_of(run, everything))
-        found.append(Questions("action_labels", "annotator", cast.annotator().requests(once)))
-    if run.task.asks("intent"):
-        told = [c for _, c in told_to_user(run, conversations_of(run, evaluation_side(run)))]
-        found.append(Questions("evaluation_intents", "intent", cast.intent_summarizer().requests(told)))
-    found.append(_pairs(run, "validation_pairs", cast, labelled_conversations(run, "train"), "validation"))
-    if run.task.asks("intent"):
-        told = [c for _, c in told_to_user(run, train, in_training=True)]
-        found.append(Questions("intent_summaries", "intent", cast.intent_summarizer().requests(told)))
-    found.append(_pairs(run, "contrastive_pairs", cast, train, "train"))
-    # Only turns that call for a clarification are rolled out in training; in evaluation, all may be.
-    clarifying = [t for t in turns if not run.task.action(t.action).ends_trajectory]
-    if with_act:
-        found += _simulated(run, cast, "act_checkpoint", turns, clarifying, act.epochs, train)
-    for name in ("evaluation_sft", "evaluation_act")[: 2 if with_act else 1]:
-        found += _simulated(run, cast, name, evaluated, evaluated, 1, train)
-    return found
+def _counted(run: Run, stage: Stage, recorder: Recorder, planned: set[str]) -> list[PlanLine]:
+    """The questions that a stage asked, role by role."""
+    lines = []
+    for name, asked in recorder.asked.items():
+        fresh = {k: r for k, r in asked if k not in recorder.memoized and k not in planned}
+        planned |= fresh.keys()
+        memoized = sum(key in recorder.memoized for key, _ in asked)
+        prompt_tokens = sum(map(_prompt_tokens, fresh.values()))
+        lines.append(_line(run, stage, name, len(asked), memoized, len(fresh), "", prompt_tokens, recorder.memo))
+    return lines
 
 
-def _pairs(run: StageRun, asset: str, cast: Cast, pool: Sequence[Conversation], side: str) -> Questions:
-    conversations = pool if side == "train" else labelled_conversations(run, side)
-    turns = turns_of(run, conversations)
-    rejected = [rejected_action(run.task, t, run.seed) for t in turns]
-    seeds = [derive_seed(run.seed, "generator", t.turn_id) for t in turns]
-    return Questions(asset, "generator", cast.generator(pool).requests(turns, rejected, seeds))
+def _bounds(scratch: Run, run: Run, method: Method, known: dict[Key, Artifact | None]) -> list[PlanLine]:
+    """What trainings and evaluations ask at most: the policy decides which turns are replied to, and how often."""
+    train = turns_of(run, train_subset(scratch))
+    clarifying = [t for t in train if not run.task.action(t.action).ends_trajectory]
+    evaluated = evaluated_turns(scratch)
+    lines = []
+    for each in lineage(method):
+        epochs = each.rollout_epochs(run.profile)
+        for name, turns, replied, times in (
+            # In training only turns that call for a clarification are rolled out; in evaluation, all may be.
+            *([(each.checkpoint, train, clarifying, epochs)] if epochs else []),
+            (each.evaluation, evaluated, evaluated, 1),
+        ):
+            lines += _bound(scratch, run, STAGES[name], turns, replied, times, known)
+    return lines
 
 
-def _simulated(
-    run: StageRun,
-    cast: Cast,
-    asset: str,
+def _bound(
+    scratch: Run,
+    run: Run,
+    stage: Stage,
     turns: Sequence[TurnState],
-    rolled_out: Sequence[TurnState],
+    replied: Sequence[TurnState],
     times: int,
-    pool: Sequence[Conversation],
-) -> list[Questions]:
-    """At most: every turn classified after each response, and every rolled-out turn replied to each time."""
-    most = run.profile.act.max_clarifications
-    said = (Utterance("assistant", "word " * TURN_TOKENS, ""),)
-    found = []
-    if rolled_out:
-        requests = cast.simulator().requests(
-            rolled_out, ["word " * TURN_TOKENS] * len(rolled_out), [said] * len(rolled_out)
-        )
-        found.append(Questions(asset, "simulator", requests, times * most * len(rolled_out)))
-    if run.profile.roles.classifier.llm:
-        requests = cast.classifier(pool).requests(turns, [said[0].text] * len(turns))
-        found.append(Questions(asset, "classifier", requests, times * (len(turns) + most * len(rolled_out))))
-    return found
+    known: dict[Key, Artifact | None],
+) -> list[PlanLine]:
+    most, word = run.profile.act.max_clarifications, "word " * TURN_TOKENS
+    recorder = Recorder(run, memo_at(run.calls.memo_folder))
+    roles = roles_of(replace(scratch, open_llm=recorder))
+    said = (Utterance("assistant", word, ""),)
+    roles.simulator().reply(replied, [word] * len(replied), [said] * len(replied))
+    roles.classifier(train_subset(scratch)).classify(turns, [word] * len(turns))
+    counts = {"simulator": times * most * len(replied), "classifier": times * (len(turns) + most * len(replied))}
+    reasons = {
+        "simulator": f"{len(replied)} turns, each at most {times} times, may clarify up to {most} times; the policy "
+        "decides",
+        "classifier": f"{len(turns)} first responses, and one after each of the simulator's replies, {times} times",
+    }
+    if up_to_date(STAGES, stage.name, run, known) is not None:
+        return [_done(run, stage, role) for role in recorder.asked]
+    lines = []
+    for name, asked in recorder.asked.items():
+        number = counts[name]
+        tokens = round(sum(_prompt_tokens(r) for _, r in asked) / len(asked) * number)
+        lines.append(_line(run, stage, name, number, 0, number, reasons[name], tokens, recorder.memo))
+    return lines
 
 
-def _line(run: StageRun, questions: Questions, role: LLMRole, memo: Memo, planned: set[str]) -> PlanLine:
-    requests = questions.requests
-    llm = cast_of(run).llm(role)
-    if questions.times is None:
-        keys = [key_of(llm.question(r)) for r in requests]
-        found = memo.look_up(keys).answers
-        fresh = {k: r for k, r in zip(keys, requests, strict=True) if k not in found and k not in planned}
-        planned.update(fresh)
-        asked: Sequence[LLMRequest] = list(fresh.values())
-        calls, to_ask, memoized = len(requests), len(fresh), sum(k in found for k in keys)
-        prompt_tokens = sum(map(_prompt_tokens, asked))
-    else:
-        calls, to_ask, memoized = questions.times, questions.times, 0
-        prompt_tokens = round(sum(map(_prompt_tokens, requests)) / len(requests) * to_ask)
-    output_tokens = round(_output_tokens(memo, role, questions.role) * to_ask)
+def _line(
+    run: Run,
+    stage: Stage,
+    name: str,
+    calls: int,
+    memoized: int,
+    to_ask: int,
+    bound: str,
+    prompt_tokens: int,
+    memo: Memo,
+) -> PlanLine:
+    role = run.profile.roles.played()[name]
+    output_tokens = round(_output_tokens(memo, role, name) * to_ask)
     return PlanLine(
-        questions.asset,
-        _partition(run, questions.asset),
-        questions.role,
-        f"{role.provider} ({role.model})",
-        "to make",
-        calls,
-        memoized,
-        to_ask,
-        questions.times is not None,
-        prompt_tokens,
-        output_tokens,
-        llm.line.cost(prompt_tokens, output_tokens),
+        asset=stage.name,
+        partition=stage_key(stage, run).partition,
+        role=name,
+        model=f"{role.provider} ({role.model})",
+        state="to make",
+        calls=calls,
+        memoized=memoized,
+        to_ask=to_ask,
+        bound=bound,
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
+        cost_usd=roles_of(run).llm(role).line.cost(prompt_tokens, output_tokens),
     )
 
 
-def _done(run: StageRun, questions: Questions, role: LLMRole) -> PlanLine:
-    partition = _partition(run, questions.asset)
-    model = f"{role.provider} ({role.model})"
-    return PlanLine(questions.asset, partition, questions.role, model, "up to date", 0, 0, 0, False, 0, 0, 0.0)
-
-
-def _partition(run: StageRun, asset: str) -> str:
-    return stage_key(STAGES[asset], run).partition
+def _done(run: Run, stage: Stage, name: str) -> PlanLine:
+    role, partition = run.profile.roles.played()[name], stage_key(stage, run).partition
+    return PlanLine(
+        stage.name, partition, name, f"{role.provider} ({role.model})", "up to date", 0, 0, 0, "", 0, 0, 0.0
+    )
 
 
 def _prompt_tokens(request: LLMRequest) -> int:

@@ -2,7 +2,7 @@
 
 A stage reads the artifacts of earlier stages and writes its own. Its identity is everything that can change its
 content: its version, the settings it reads, the prompts it renders, the content of its inputs, the seed. An
-artifact of that identity is never made twice, so a run that was killed goes on where it was, and a change that
+artifact of that identity is never made twice, so a run that was killed resumes where it was, and a change that
 changes nothing stops where it is found out.
 """
 
@@ -10,73 +10,33 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
 from act_assets.profile import TRANSPORT, Profile
 from act_assets.roles.role import prompt_hash
+from act_assets.run import TRAIN_SIZES, Run
 from act_assets.tasks import source_hash
-from act_assets.tasks.base import Task
-from resources.artifacts import Artifact, ArtifactStore, Key, identity_hash
+from resources.artifacts import Artifact, Key, identity_hash
 from resources.errors import ActError
 from resources.files import locked
-from resources.llm.service import CallSettings
 
-TRAIN_SIZES = (50, 100, 250)
-
-
-class Progress(Protocol):
-    """Shows long work: a context that gives a function to call after each item."""
-
-    def __call__(self, description: str, total: int) -> AbstractContextManager[Callable[[], None]]: ...
-
-
-class Launcher(Protocol):
-    """Runs one training job, described by a JSON file, in a process of its own; raises TrainingError."""
-
-    def __call__(self, job: Path) -> None: ...
-
-
-@dataclass(frozen=True)
-class StageRun:
-    """What a stage is run with."""
-
-    task: Task
-    train_size: int | None
-    seed: int
-    profile: Profile
-    store: ArtifactStore
-    data_dir: Path
-    data_origin: str
-    prompts_dir: Path
-    reports_dir: Path
-    progress: Progress
-    launch: Launcher
-    calls: CallSettings
-    inputs: Mapping[str, Artifact] = field(default_factory=dict)
-    work: Path = Path()  # where a long stage keeps what it goes on from when it is cut short; `run_stage` names it
-
-    @property
-    def where(self) -> str:
-        size = "" if self.train_size is None else f", train size {self.train_size}"
-        return f"task {self.task.name}{size}"
-
-
-Build = Callable[[StageRun, Path], dict[str, Any]]
+Build = Callable[[Run, Path], dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Stage:
     """A stage of the pipeline. `sized` stages are made once per train size, others once per task.
 
-    `settings` picks what the stage reads from the profile; `prompts` are the roles whose templates it renders;
-    `discover` finds inputs that may or may not be there yet; `publish` puts a copy where people look for it, made
-    or found again; a `resumable` one that is cut short goes on from its `work` folder. Raise `version` when the code
-    changes what comes out.
+    `settings` picks what the stage reads from the profile; `prompts` are the roles whose templates it
+    renders; `finds` are further inputs, of every train size for which they are up to date, by
+    `<asset>@<size>`; `publish` puts a copy where people look for it, made or found again; a `resumable`
+    one that is cut short resumes from its `work` folder. Raise `version` when the code changes what
+    comes out. `summary`, `group`, `kind` and `pool` are what a graph shows of it, and what it waits for.
     """
 
     name: str
@@ -87,14 +47,18 @@ class Stage:
     seeded: bool = True
     settings: Callable[[Profile], Any] = lambda profile: None
     prompts: tuple[str, ...] = ()
-    fingerprint: Callable[[StageRun], Any] = lambda run: None
-    discover: Callable[[StageRun], dict[str, Artifact]] = lambda run: {}
-    publish: Callable[[StageRun, Artifact], dict[str, Any]] = lambda run, artifact: {}
+    fingerprint: Callable[[Run], Any] = lambda run: None
+    finds: tuple[str, ...] = ()
+    publish: Callable[[Run, Artifact], dict[str, Any]] = lambda run, artifact: {}
     resumable: bool = False
+    summary: str = ""
+    group: str = "data"
+    kind: str = "parquet"
+    pool: Literal["gpu", "llm"] | None = None
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StageResult:
     """A stage's artifact, whether it was there already, and what `publish` said."""
 
     artifact: Artifact
@@ -110,29 +74,29 @@ class Made:
     failed_checks: list[str] = field(default_factory=list)
 
 
-def run_stage(stages: Mapping[str, Stage], name: str, run: StageRun) -> Outcome:
+def run_stage(stages: Mapping[str, Stage], name: str, run: Run) -> StageResult:
     """Makes a stage's artifact, or finds it again. Raises ActError naming what is missing or wrong."""
     stage = stages[name]
     key = stage_key(stage, run)
     inputs = {i: run.store.require(stage_key(stages[i], run)) for i in stage.inputs}
-    run = replace(run, inputs=inputs | stage.discover(run), calls=run.calls.for_asset(name, key.partition))
+    run = replace(run, inputs=inputs | _found(stages, stage, run, {}), calls=run.calls.for_asset(name, key.partition))
     identity = _identity(stage, run)
     anew = run.calls.mode == "refresh" and any(role in run.profile.roles.played() for role in stage.prompts)
     found = None if anew else run.store.reuse(key, identity)
     if found is not None:
         if stage.resumable:  # a run that was killed when the artifact was there had no time to clear up
             shutil.rmtree(run.store.work_folder(key, identity), ignore_errors=True)
-        outcome = Outcome(found, True)
+        result = StageResult(found, True)
     else:
         for began, _ in _listeners:
             began(key)
-        outcome = Outcome(_build(stage, run, key, identity, anew=anew), False)
+        result = StageResult(_build(stage, run, key, identity, anew=anew), False)
     for _, ended in _listeners:
-        ended(key, outcome.reused, outcome.artifact.seconds)
-    return replace(outcome, published=stage.publish(run, outcome.artifact))
+        ended(key, result.reused, result.artifact.seconds)
+    return replace(result, published=stage.publish(run, result.artifact))
 
 
-def _build(stage: Stage, run: StageRun, key: Key, identity: dict[str, Any], *, anew: bool) -> Artifact:
+def _build(stage: Stage, run: Run, key: Key, identity: dict[str, Any], *, anew: bool) -> Artifact:
     """Makes the artifact. Raises ActError where a stage that can be resumed is being made by another run."""
     if not stage.resumable:
         return run.store.build(key, identity, lambda folder: stage.build(run, folder), replace=anew)
@@ -151,7 +115,7 @@ def _build(stage: Stage, run: StageRun, key: Key, identity: dict[str, Any], *, a
 
 
 def up_to_date(
-    stages: Mapping[str, Stage], name: str, run: StageRun, known: dict[Key, Artifact | None] | None = None
+    stages: Mapping[str, Stage], name: str, run: Run, known: dict[Key, Artifact | None] | None = None
 ) -> Artifact | None:
     """The artifact that `run_stage` would find again, all it was made from being up to date too; else None.
 
@@ -166,7 +130,7 @@ def up_to_date(
 
 
 def _up_to_date(
-    stages: Mapping[str, Stage], stage: Stage, run: StageRun, known: dict[Key, Artifact | None]
+    stages: Mapping[str, Stage], stage: Stage, run: Run, known: dict[Key, Artifact | None]
 ) -> Artifact | None:
     found = run.store.find(stage_key(stage, run))
     if found is None:
@@ -177,11 +141,23 @@ def _up_to_date(
         if artifact is None:
             return None
         inputs[needed] = artifact
-    run = replace(run, inputs=inputs | stage.discover(run))
+    run = replace(run, inputs=inputs | _found(stages, stage, run, known))
     return found if identity_hash(_identity(stage, run)) == found.identity_hash else None
 
 
-def _identity(stage: Stage, run: StageRun) -> dict[str, Any]:
+def _found(
+    stages: Mapping[str, Stage], stage: Stage, run: Run, known: dict[Key, Artifact | None]
+) -> dict[str, Artifact]:
+    """Figures of earlier data, settings or prompts never stand beside those of now."""
+    found = {
+        f"{asset}@{size}": up_to_date(stages, asset, replace(run, train_size=size), known)
+        for size in (TRAIN_SIZES if stage.finds else ())
+        for asset in stage.finds
+    }
+    return {name: artifact for name, artifact in found.items() if artifact is not None}
+
+
+def _identity(stage: Stage, run: Run) -> dict[str, Any]:
     """Everything that can change what a stage makes; `run.inputs` are its inputs."""
     return {
         "asset": stage.name,
@@ -196,7 +172,7 @@ def _identity(stage: Stage, run: StageRun) -> dict[str, Any]:
     }
 
 
-def _prompt_version(role: str, run: StageRun) -> str:
+def _prompt_version(role: str, run: Run) -> str:
     """The hash of a prompt that is rendered; a role that a rule plays renders none."""
     return prompt_hash(role, run.task.name, run.prompts_dir) if role in run.profile.roles.played() else "not asked"
 
@@ -216,7 +192,7 @@ def announcing(began: Began, ended: Ended) -> Iterator[None]:
         _listeners.remove((began, ended))
 
 
-def stage_key(stage: Stage, run: StageRun) -> Key:
+def stage_key(stage: Stage, run: Run) -> Key:
     """Which artifact a stage makes in a run."""
     if stage.sized and run.train_size is None:
         raise ActError(f"{stage.name} needs a train size", todo=f"choose one of {', '.join(map(str, TRAIN_SIZES))}")

@@ -9,10 +9,11 @@ from typing import Any, Literal, Protocol
 
 from act_assets.evaluation.evaluate import read_report
 from act_assets.pipeline.graph import STAGES
-from act_assets.pipeline.stage import StageRun, up_to_date
+from act_assets.pipeline.stage import up_to_date
 from act_assets.profile import Optimisation, Profile
 from act_assets.release.model_card import BaseModel, ModelCard, TrainingData, without_paths
 from act_assets.roles.build import describe, describe_labels
+from act_assets.run import Run
 from act_assets.tasks import is_own
 from act_assets.tasks.catalog import Published, load_catalog
 from act_assets.training.base_policy import SOURCE
@@ -29,7 +30,7 @@ class ModelInfo(Protocol):
 
 
 def card_of(
-    run: StageRun,
+    run: Run,
     artifact: Artifact,
     method: Method,
     *,
@@ -116,7 +117,7 @@ def _named(licence: Any, name: Any) -> str | None:
     return f"other ({name})" if licence == "other" and isinstance(name, str) else licence
 
 
-def _data(run: StageRun, raw: Artifact) -> TrainingData:
+def _data(run: Run, raw: Artifact) -> TrainingData:
     """Where the data come from: by git's ids where the catalog has them, never by the folder they lay in."""
     name = run.task.title.split(":")[0]
     bundled = raw.facts.get("origin") == "bundled sample"
@@ -131,7 +132,7 @@ def _data(run: StageRun, raw: Artifact) -> TrainingData:
 
 
 def _training(
-    run: StageRun, artifact: Artifact, sft: Artifact, base: Artifact, method: Method
+    run: Run, artifact: Artifact, sft: Artifact, base: Artifact, method: Method
 ) -> tuple[tuple[str, str], ...]:
     profile, task = run.profile, run.task
     rows = _optimisation("SFT", profile.sft, sft.facts)

@@ -19,10 +19,11 @@ from pathlib import Path, PurePath
 from typing import Any, Protocol
 
 from act_assets.pipeline.graph import STAGES
-from act_assets.pipeline.stage import StageRun, stage_key, up_to_date
+from act_assets.pipeline.stage import stage_key, up_to_date
 from act_assets.profile import Profile
 from act_assets.release.card_facts import CARD, Method, ModelInfo, card_of
 from act_assets.release.model_card import card_text
+from act_assets.run import Run
 from resources.artifacts import Artifact
 from resources.errors import ActError
 from resources.files import sync
@@ -64,7 +65,7 @@ def hub_api(token: str) -> Hub:
     return api
 
 
-def checkpoint_of(run: StageRun, method: str) -> Artifact:
+def checkpoint_of(run: Run, method: str) -> Artifact:
     """The checkpoint that is up to date for a run. Raises ActError saying what makes it."""
     stage = STAGES[f"{method}_checkpoint"]
     found = up_to_date(STAGES, stage.name, run)
@@ -98,7 +99,7 @@ def generation_settings(end_id: int, pad_id: int, max_new_tokens: int, temperatu
 
 
 def export_model(
-    run: StageRun,
+    run: Run,
     method: Method,
     folder: Path,
     *,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ class Cast:
     prompts_dir: Path
     seed: int
     calls: CallSettings
+    open_role: Callable[[LLMRole], LLM] | None = None  # in the place of `open_llm`
 
     def generator(self, pool: Sequence[Conversation]) -> Generator:
         """M with in-context conversations drawn from `pool`, which is training data."""
@@ -79,7 +80,8 @@ class Cast:
 
     def llm(self, role: LLMRole) -> LLM:
         """The model that plays a role, with this run's memo, pace and budget."""
-        return open_llm(endpoint_of(role), self.calls, EmbeddedProvider)
+        opened = self.open_role or (lambda role: open_llm(endpoint_of(role), self.calls, EmbeddedProvider))
+        return opened(role)
 
     def _settings(self, role: LLMRole) -> RoleSettings:
         return RoleSettings(

@@ -40,7 +40,7 @@ class EmbeddedProvider:
         """The answer by rule. Raises ProviderError('rejected') for a request it has no rule for."""
         if request.model != MODEL:
             raise _rejected(f"the embedded provider has one model, {MODEL!r}, not {request.model!r}")
-        text = _answer(request.context)
+        text = answer_by_rule(request.context)
         return LLMResponse(
             text=text,
             model=MODEL,
@@ -77,7 +77,8 @@ def _task(context: object) -> Task | None:
     return None
 
 
-def _answer(context: object) -> str:
+def answer_by_rule(context: object) -> str:
+    """What the task's rules say to a typed request. Raises ProviderError where they have no answer."""
     task = _task(context)
     if task is None:
         raise _rejected(f"the embedded provider answers typed role requests only, not {type(context).__name__}")

@@ -8,37 +8,28 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from act_assets.home import act_home
 from act_assets.profile import Lora, Profile
 from resources.devices import Device, visible_devices
 from resources.errors import ProfileError, all_mistakes
 
-if TYPE_CHECKING:
-    from act_assets.pipeline.stage import StageRun
-
-TRAININGS = ("sft_checkpoint", "act_checkpoint")
 CPU_PARAMETERS = 500_000_000  # larger policies, and those whose size is not known, are not trained on a CPU
 STATE_BYTES = 12  # a parameter in a training state: the weight and AdamW's two moments, fp32
 FIRST_TENSOR = 100 * 2**20  # no header of a safetensors file is longer; the format's own limit
 
 
-def check_training(run: StageRun, trainings: Sequence[str] = TRAININGS) -> None:
-    """Raises ProfileError where this machine cannot make the checkpoints of a run that are not up to date."""
+def check_training(profile: Profile, up_to_date: Callable[[], bool]) -> None:
+    """Raises ProfileError where this machine cannot train with a profile what is not up to date."""
     try:
-        check_compute(run.profile, parameters=known_parameters(run.profile))
+        check_compute(profile, parameters=known_parameters(profile))
     except ProfileError:
-        from act_assets.pipeline.graph import STAGES
-        from act_assets.pipeline.stage import up_to_date
-
-        known: dict[object, object] = {}
-        if all(up_to_date(STAGES, name, run, known) for name in trainings):  # type: ignore[arg-type]
-            return
-        raise
+        if not up_to_date():
+            raise
 
 
 def check_compute(profile: Profile, *, parameters: int | None = None, devices: Sequence[Device] | None = None) -> None:

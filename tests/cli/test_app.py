@@ -18,7 +18,7 @@ import pytest
 
 from act_assets.cli import app as cli
 from act_assets.home import PROJECT
-from act_assets.pipeline import graph as pipeline
+from act_assets.pipeline import data as pipeline
 from act_assets.roles.role import ROLES
 from act_assets.tasks import all_tasks
 
@@ -204,10 +204,10 @@ def test_an_export_before_any_run(act: Act, tmp_path: Path) -> None:
 
 
 def test_exports_of_what_a_run_has_made(act: Act, tmp_path: Path) -> None:
-    from act_assets.defs.resources import stage_run
     from act_assets.pipeline.stage import run_stage
+    from act_assets.run import make_run
 
-    settings = stage_run("laptop", 3, "pacific", 50, launch=lambda job: None)
+    settings = make_run("laptop", 3, "pacific", 50, launch=lambda job: None)
     for stage in (
         "raw_dataset",
         "ambiguous_requests",
@@ -230,11 +230,11 @@ def test_exports_of_what_a_run_has_made(act: Act, tmp_path: Path) -> None:
 
 
 def test_an_export_that_cannot_be_written(act: Act, tmp_path: Path) -> None:
-    from act_assets.defs.resources import stage_run
     from act_assets.pipeline.stage import run_stage
+    from act_assets.run import make_run
 
     for stage in ("raw_dataset", "ambiguous_requests", "conversations", "action_labels", "train_subset"):
-        run_stage(pipeline.STAGES, stage, stage_run("laptop", 0, "pacific", 50))
+        run_stage(pipeline.STAGES, stage, make_run("laptop", 0, "pacific", 50))
     refused(act("export", "messages", "--out", str(tmp_path)), "the export cannot be written", "choose another --out")
 
 

@@ -20,14 +20,15 @@ from act_assets.defs.assets import ASSETS
 from act_assets.defs.checks import CHECKS
 from act_assets.defs.launch import observe_prompts
 from act_assets.defs.prompts import PROMPTS
-from act_assets.defs.resources import ActSettings, stage_run
+from act_assets.defs.resources import ActSettings
 from act_assets.home import PACKAGE, PROJECT
-from act_assets.pipeline import graph as pipeline
+from act_assets.pipeline import data as pipeline
 from act_assets.pipeline.graph import EVALUATIONS, STAGES
-from act_assets.pipeline.stage import TRAIN_SIZES, run_stage
+from act_assets.pipeline.stage import run_stage
 from act_assets.preference import build_pairs
 from act_assets.roles.role import ROLES
 from act_assets.rows import read_rows
+from act_assets.run import TRAIN_SIZES, make_run
 from act_assets.tasks import all_tasks
 from resources.artifacts import Key
 
@@ -164,7 +165,7 @@ def test_an_asset_carries_its_contents_version_and_says_whether_it_was_reused(in
         (event,) = result.get_asset_materialization_events()
         metadata = event.materialization.metadata
         seen.append((event.materialization.tags["dagster/data_version"], metadata["reused"].value))
-    artifact = stage_run(TINY, 0, "pacific", None).store.require(Key("raw_dataset", "pacific"))
+    artifact = make_run(TINY, 0, "pacific", None).store.require(Key("raw_dataset", "pacific"))
     assert seen == [(artifact.content_hash, False), (artifact.content_hash, True)]
 
 
@@ -200,7 +201,7 @@ def test_pairs_that_leak_an_answer_are_named_and_stop_what_follows(
         return [replace(pairs[0], prompt=(*before, request)), *pairs[1:]], report
 
     monkeypatch.setattr(pipeline, "build_pairs", leaking)
-    run = stage_run(TINY, 0, "pacific", 50)
+    run = make_run(TINY, 0, "pacific", 50)
     for name in ("raw_dataset", "ambiguous_requests", "conversations", "action_labels", "train_subset"):
         run_stage(STAGES, name, run)
     both = dg.MultiPartitionKey({"task": "pacific", "train_size": "50"})

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from act_assets.defs.metadata import metadata_of
-from act_assets.pipeline.stage import Outcome
+from act_assets.pipeline.stage import StageResult
 from act_assets.rows import write_rows
 from act_assets.training.history import TrainingPoint
 from resources.artifacts import Artifact, Key
@@ -26,7 +26,7 @@ FACTS = {
 def shown(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
     key = Key("sft_checkpoint", "pacific", 50)
     artifact = Artifact(key, folder, {}, "id", "content", facts, 412.5, "2025-01-01T00:00:00Z")
-    return metadata_of(Outcome(artifact, False))
+    return metadata_of(StageResult(artifact, False))
 
 
 def test_phases_are_a_table_of_shares_and_seconds(tmp_path: Path) -> None:

@@ -26,11 +26,11 @@ from act_assets.evaluation.evaluate import (
 )
 from act_assets.evaluation.report.html import PARTS, Comparison, Evidence, chat, comparison, trajectory_data, write_html
 from act_assets.metrics.actions import paired_bootstrap_macro_f1_difference
-from act_assets.pipeline.stage import TRAIN_SIZES, StageRun
 from act_assets.profile import load_profile
 from act_assets.progress import quiet
 from act_assets.roles.build import describe
 from act_assets.rows import write_rows
+from act_assets.run import TRAIN_SIZES, Run
 from act_assets.tasks.pacific.task import PACIFIC
 from act_assets.training.act import Rollout
 from act_assets.training.history import TrainingPoint
@@ -155,8 +155,8 @@ class Workshop:
         self.put("evaluation_baselines", size, baselines(size))
         self.put("contrastive_pairs", size, lambda folder: {**PAIR_FACTS, "in_context_conversations": 10})
 
-    def run(self, **changes: Any) -> StageRun:
-        run = StageRun(
+    def run(self, **changes: Any) -> Run:
+        run = Run(
             task=PACIFIC,
             train_size=None,
             seed=3,

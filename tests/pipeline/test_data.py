@@ -23,24 +23,18 @@ from act_assets.conversation import (
 )
 from act_assets.home import PACKAGE, PROJECT
 from act_assets.pipeline import checks
-from act_assets.pipeline import graph as pipeline
+from act_assets.pipeline import data as pipeline
 from act_assets.pipeline import stage as stages
-from act_assets.pipeline.graph import (
-    STAGES,
-    build_train_subset,
-    evaluated_turns,
-    evaluation_side,
-    intents_of,
-    labelled_conversations,
-    provenance,
-    turns_of,
-)
-from act_assets.pipeline.stage import StageRun, run_stage
+from act_assets.pipeline.data import build_train_subset
+from act_assets.pipeline.evaluation import provenance
+from act_assets.pipeline.graph import STAGES
+from act_assets.pipeline.stage import run_stage
 from act_assets.preference import annotate
 from act_assets.profile import AmbiguousRequests, Profile, load_profile
 from act_assets.progress import quiet
 from act_assets.roles import Annotator, generator
 from act_assets.rows import read_rows, write_rows
+from act_assets.run import Run, evaluated_turns, evaluation_side, intents_in, labelled_conversations, turns_of
 from act_assets.tasks import get_task
 from act_assets.tasks.base import TaskData, TwinMaker, messages_of
 from act_assets.tasks.pacific.answer import reference
@@ -66,9 +60,9 @@ def no_training(job: Path) -> None:
     raise AssertionError("nothing is trained here")
 
 
-def run_in(root: Path, *, size: int | None = None, seed: int = 0, profile: Profile | None = None) -> StageRun:
+def run_in(root: Path, *, size: int | None = None, seed: int = 0, profile: Profile | None = None) -> Run:
     profile = profile or load_profile(str(TINY))
-    return StageRun(
+    return Run(
         task=get_task("pacific"),
         train_size=size,
         seed=seed,
@@ -84,7 +78,7 @@ def run_in(root: Path, *, size: int | None = None, seed: int = 0, profile: Profi
     )
 
 
-def made(run: StageRun, *names: str) -> Artifact:
+def made(run: Run, *names: str) -> Artifact:
     """Makes stages in order; the last one's artifact."""
     return [run_stage(STAGES, name, run).artifact for name in names][-1]
 
@@ -350,7 +344,7 @@ def test_the_annotators_labels_take_the_place_of_gold_in_the_subset(store: Path,
 # --- requests with several readings ------------------------------------------------------------------------------
 
 
-def build(run: StageRun, name: str, folder: Path) -> dict[str, Any]:
+def build(run: Run, name: str, folder: Path) -> dict[str, Any]:
     """Builds a stage's files for a run whose inputs are given."""
     folder.mkdir()
     return STAGES[name].build(run, folder)
@@ -377,7 +371,7 @@ def test_a_request_with_several_readings_has_one_label_and_an_intent_for_each(
     ]
     assert (facts["intents"], facts["llm_calls"] + facts["llm_hits"]) == (3, 3)
     states = turns_of(run, [ambiguous])
-    assert set(intents_of(replace(subset_of, path=tmp_path / "intents"))) == {t.intent_id for t in states}
+    assert set(intents_in(replace(subset_of, path=tmp_path / "intents"))) == {t.intent_id for t in states}
 
     facts = build(run, "contrastive_pairs", tmp_path / "pairs")
     found = read_rows(tmp_path / "pairs" / "pairs.parquet", PreferencePair)
@@ -430,7 +424,7 @@ def test_without_a_test_side_validation_is_evaluated(store: Path, sample: TaskDa
     assert evaluation_side(run) == "validation"
     assert [t.turn_id for t in evaluated_turns(run)] == [t.turn_id for c in sample.validation for t in c.turns]
     artifact = made(run_in(store), "evaluation_intents")
-    assert set(intents_of(artifact)) == {c.conversation_id for c in sample.validation}
+    assert set(intents_in(artifact)) == {c.conversation_id for c in sample.validation}
     assert not any(key.startswith("test_") for key in run.inputs["conversations"].facts)
 
 
@@ -506,7 +500,7 @@ def test_twins_that_cannot_be_used_are_dropped_and_counted_by_reason(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int | None
 ) -> None:
     perturber = Perturber()
-    monkeypatch.setattr(pipeline, "cast_of", lambda run: SimpleNamespace(perturber=lambda: perturber))
+    monkeypatch.setattr(pipeline, "roles_of", lambda run: SimpleNamespace(perturber=lambda: perturber))
     run = run_in(store)
     limits = AmbiguousRequests(train=None, validation=limit, test=limit)
     run = replace(
@@ -589,7 +583,7 @@ def test_not_one_usable_twin_is_an_error_that_counts_what_was_dropped(
         def read_reply(self, text: str) -> None:
             return None
 
-    monkeypatch.setattr(pipeline, "cast_of", lambda run: SimpleNamespace(perturber=Perturber))
+    monkeypatch.setattr(pipeline, "roles_of", lambda run: SimpleNamespace(perturber=Perturber))
     run = run_in(store)
     run = replace(run, task=replace(run.task, twins=Unreadable()), inputs={"raw_dataset": made(run, "raw_dataset")})
     with pytest.raises(DataError, match="side train and validation; dropped: 9 unreadable, 0 identical"):

@@ -12,10 +12,11 @@ from act_assets.conversation import Conversation
 from act_assets.home import PACKAGE, PROJECT
 from act_assets.pipeline.graph import STAGES
 from act_assets.pipeline.plan import plan
-from act_assets.pipeline.stage import StageRun, run_stage
+from act_assets.pipeline.stage import run_stage
 from act_assets.profile import AnnotatorRole, LLMRole, Profile
 from act_assets.progress import quiet
 from act_assets.roles.embedded import MODEL
+from act_assets.run import Run
 from act_assets.tasks.base import Task, TaskData
 from act_assets.tasks.pacific.task import PacificReader
 from resources.artifacts import ArtifactStore
@@ -33,7 +34,7 @@ class Reader(PacificReader):
 
 
 @pytest.fixture
-def run(pacific: Task, sample: TaskData, ambiguous: Conversation, tiny_profile: Profile, tmp_path: Path) -> StageRun:
+def run(pacific: Task, sample: TaskData, ambiguous: Conversation, tiny_profile: Profile, tmp_path: Path) -> Run:
     """Fifty training conversations and four validation ones, a request with three readings on each side."""
     turns = tuple(replace(t, turn_id="sales-2") for t in ambiguous.turns)
     reader = Reader(
@@ -42,7 +43,7 @@ def run(pacific: Task, sample: TaskData, ambiguous: Conversation, tiny_profile: 
     )
     annotator = AnnotatorRole(source="llm", llm=LLMRole(provider="embedded", model=MODEL))
     roles = tiny_profile.roles.model_copy(update={"annotator": annotator})
-    return StageRun(
+    return Run(
         task=replace(pacific, reader=reader),
         train_size=50,
         seed=0,
@@ -58,7 +59,7 @@ def run(pacific: Task, sample: TaskData, ambiguous: Conversation, tiny_profile: 
     )
 
 
-def test_a_plan_counts_what_the_run_then_asks(run: StageRun) -> None:
+def test_a_plan_counts_what_the_run_then_asks(run: Run) -> None:
     lines = {line.asset: line for line in plan(run) if not line.bound}
     assert not run.store.root.exists(), "nothing is made"
     asked = {}
@@ -87,7 +88,7 @@ def test_a_plan_counts_what_the_run_then_asks(run: StageRun) -> None:
     assert {line.state for line in plan(run) if line.asset in asked} == {"up to date"}
 
 
-def test_readings_are_annotated_once_and_simulated_each(run: StageRun, sample: TaskData) -> None:
+def test_readings_are_annotated_once_and_simulated_each(run: Run, sample: TaskData) -> None:
     lines = {(line.asset, line.role): line for line in plan(run)}
     turns = sum(len(c.turns) for c in sample.train[:49])
     evaluated = sum(len(c.turns) for c in sample.validation[:3])
@@ -98,7 +99,7 @@ def test_readings_are_annotated_once_and_simulated_each(run: StageRun, sample: T
     assert lines["evaluation_act", "simulator"].calls == most * (evaluated + 3)
 
 
-def test_a_role_that_the_task_never_asks_is_in_no_plan(run: StageRun) -> None:
+def test_a_role_that_the_task_never_asks_is_in_no_plan(run: Run) -> None:
     assert "perturbation" not in {line.role for line in plan(run)}
     told_goals = replace(run, task=replace(run.task, grounding="goal"))
     assert "intent" not in {line.role for line in plan(told_goals)}

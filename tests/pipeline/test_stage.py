@@ -11,33 +11,34 @@ from typing import Any
 import pytest
 
 from act_assets.home import PACKAGE
-from act_assets.pipeline.stage import Stage, StageRun, announcing, run_stage, up_to_date
+from act_assets.pipeline.stage import Stage, announcing, run_stage, up_to_date
 from act_assets.profile import TRANSPORT, LLMRole, Profile
 from act_assets.progress import quiet
+from act_assets.run import Run
 from act_assets.tasks.base import Task
 from resources.artifacts import Artifact, ArtifactStore, Key
 from resources.errors import ActError, PromptError
 from resources.llm.service import CallSettings
 
 
-def build_lines(run: StageRun, folder: Path) -> dict[str, Any]:
+def build_lines(run: Run, folder: Path) -> dict[str, Any]:
     (folder / "lines.txt").write_text((run.data_dir / "source.txt").read_text())
     return {}
 
 
-def build_number(run: StageRun, folder: Path) -> dict[str, Any]:
+def build_number(run: Run, folder: Path) -> dict[str, Any]:
     """Its content is the number of lines alone, whatever they say."""
     (folder / "number.txt").write_text(str(len(run.inputs["lines"].file("lines.txt").read_text().splitlines())))
     return {}
 
 
-def build_draw(run: StageRun, folder: Path) -> dict[str, Any]:
+def build_draw(run: Run, folder: Path) -> dict[str, Any]:
     number = run.inputs["number"].file("number.txt").read_text()
     (folder / "draw.txt").write_text(f"{run.train_size} of {number} with seed {run.seed}")
     return {}
 
 
-def build_page(run: StageRun, folder: Path) -> dict[str, Any]:
+def build_page(run: Run, folder: Path) -> dict[str, Any]:
     texts = [a.file(f"{a.key.asset}.txt").read_text() for a in run.inputs.values()]
     (folder / "page.txt").write_text("\n".join(texts))
     return {"inputs": sorted(run.inputs)}
@@ -55,16 +56,16 @@ STAGES = {
 }
 
 
-def _source(run: StageRun) -> Path:
+def _source(run: Run) -> Path:
     return run.data_dir / "source.txt"
 
 
 @pytest.fixture
-def run(tmp_path: Path, pacific: Task, tiny_profile: Profile) -> StageRun:
+def run(tmp_path: Path, pacific: Task, tiny_profile: Profile) -> Run:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "source.txt").write_text("one\ntwo\n")
     shutil.copytree(PACKAGE / "prompts", tmp_path / "prompts")
-    return StageRun(
+    return Run(
         task=pacific,
         train_size=50,
         seed=0,
@@ -80,21 +81,21 @@ def run(tmp_path: Path, pacific: Task, tiny_profile: Profile) -> StageRun:
     )
 
 
-def made(run: StageRun, stages: dict[str, Stage] = STAGES) -> list[str]:
+def made(run: Run, stages: dict[str, Stage] = STAGES) -> list[str]:
     """Runs all stages; the names of those that were not found."""
     return [name for name in stages if not run_stage(stages, name, run).reused]
 
 
-def same(run: StageRun) -> StageRun:
+def same(run: Run) -> Run:
     return run
 
 
-def with_source(text: str) -> Callable[[StageRun], StageRun]:
+def with_source(text: str) -> Callable[[Run], Run]:
     return lambda run: (_source(run).write_text(text), run)[1]
 
 
-def with_prompt(role: str) -> Callable[[StageRun], StageRun]:
-    def change(run: StageRun) -> StageRun:
+def with_prompt(role: str) -> Callable[[Run], Run]:
+    def change(run: Run) -> Run:
         with (run.prompts_dir / role / "pacific.md").open("a") as prompt:
             prompt.write("Be brief.\n")
         return run
@@ -102,8 +103,8 @@ def with_prompt(role: str) -> Callable[[StageRun], StageRun]:
     return change
 
 
-def with_generator(**values: object) -> Callable[[StageRun], StageRun]:
-    def change(run: StageRun) -> StageRun:
+def with_generator(**values: object) -> Callable[[Run], Run]:
+    def change(run: Run) -> Run:
         roles = run.profile.roles
         changed = roles.model_copy(update={"generator": roles.generator.model_copy(update=values)})
         return replace(run, profile=run.profile.model_copy(update={"roles": changed}))
@@ -111,15 +112,15 @@ def with_generator(**values: object) -> Callable[[StageRun], StageRun]:
     return change
 
 
-def with_epochs(section: str) -> Callable[[StageRun], StageRun]:
-    def change(run: StageRun) -> StageRun:
+def with_epochs(section: str) -> Callable[[Run], Run]:
+    def change(run: Run) -> Run:
         changed = getattr(run.profile, section).model_copy(update={"epochs": 99})
         return replace(run, profile=run.profile.model_copy(update={section: changed}))
 
     return change
 
 
-CHANGES: dict[str, tuple[Callable[[StageRun], StageRun], list[str]]] = {
+CHANGES: dict[str, tuple[Callable[[Run], Run], list[str]]] = {
     "nothing": (same, []),
     "other lines, as many": (with_source("three\nfour\n"), ["lines", "number", "page"]),
     "more lines": (with_source("one\ntwo\nthree\n"), ["lines", "number", "draw", "page"]),
@@ -137,14 +138,14 @@ CHANGES: dict[str, tuple[Callable[[StageRun], StageRun], list[str]]] = {
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_a_change_makes_exactly_what_depends_on_it(run: StageRun, what: str) -> None:
+def test_a_change_makes_exactly_what_depends_on_it(run: Run, what: str) -> None:
     change, expected = CHANGES[what]
     assert made(run) == list(STAGES)
     assert made(change(run)) == expected
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_nothing_is_called_up_to_date_that_a_run_would_make(run: StageRun, what: str) -> None:
+def test_nothing_is_called_up_to_date_that_a_run_would_make(run: Run, what: str) -> None:
     change, expected = CHANGES[what]
     made(run)
     changed = change(run)
@@ -155,7 +156,7 @@ def test_nothing_is_called_up_to_date_that_a_run_would_make(run: StageRun, what:
     assert all(up_to_date(STAGES, name, changed) for name in STAGES)
 
 
-def test_what_hangs_on_something_stale_is_not_up_to_date_and_asking_makes_nothing(run: StageRun) -> None:
+def test_what_hangs_on_something_stale_is_not_up_to_date_and_asking_makes_nothing(run: Run) -> None:
     assert [up_to_date(STAGES, name, run) for name in STAGES] == [None] * len(STAGES)
     assert not run.store.root.exists()
     made(run)
@@ -164,10 +165,10 @@ def test_what_hangs_on_something_stale_is_not_up_to_date_and_asking_makes_nothin
     assert up_to_date(STAGES, "draw", run) == run.store.require(Key("draw", "pacific", 50))
 
 
-def test_a_stage_publishes_whether_made_or_found(run: StageRun) -> None:
+def test_a_stage_publishes_whether_made_or_found(run: Run) -> None:
     published: list[str] = []
 
-    def publish(run: StageRun, artifact: Artifact) -> dict[str, Any]:
+    def publish(run: Run, artifact: Artifact) -> dict[str, Any]:
         published.append(artifact.file("lines.txt").read_text())
         return {"copy": len(published)}
 
@@ -177,33 +178,33 @@ def test_a_stage_publishes_whether_made_or_found(run: StageRun) -> None:
     assert published == ["one\ntwo\n"] * 2
 
 
-def test_going_back_to_earlier_settings_makes_nothing(run: StageRun) -> None:
+def test_going_back_to_earlier_settings_makes_nothing(run: Run) -> None:
     made(run)
     assert made(replace(run, seed=1)) == ["draw", "page"]
     assert made(run) == []
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_a_new_version_makes_its_own_stage_and_stops_where_the_content_is_the_same(run: StageRun, name: str) -> None:
+def test_a_new_version_makes_its_own_stage_and_stops_where_the_content_is_the_same(run: Run, name: str) -> None:
     made(run)
     assert made(run, {**STAGES, name: replace(STAGES[name], version=2)}) == [name]
 
 
-def test_a_damaged_artifact_is_made_again_and_nothing_after_it(run: StageRun) -> None:
+def test_a_damaged_artifact_is_made_again_and_nothing_after_it(run: Run) -> None:
     made(run)
     run.store.require(Key("number", "pacific")).file("number.txt").write_text("99")
     assert made(run) == ["number"]
     assert run.store.require(Key("number", "pacific")).file("number.txt").read_text() == "2"
 
 
-def test_a_stage_sees_its_inputs_by_name(run: StageRun) -> None:
+def test_a_stage_sees_its_inputs_by_name(run: Run) -> None:
     made(run)
     page = run.store.require(Key("page", "pacific", 50))
     assert page.facts == {"inputs": ["draw", "lines"]}
     assert page.file("page.txt").read_text() == "50 of 2 with seed 0\none\ntwo\n"
 
 
-def test_sized_stages_have_a_key_per_train_size_and_others_one_per_task(run: StageRun) -> None:
+def test_sized_stages_have_a_key_per_train_size_and_others_one_per_task(run: Run) -> None:
     made(run)
     made(replace(run, train_size=100))
     assert run.store.require(Key("draw", "pacific", 50)).file("draw.txt").read_text().startswith("50 of")
@@ -214,13 +215,13 @@ def test_sized_stages_have_a_key_per_train_size_and_others_one_per_task(run: Sta
     assert "50, 100, 250" in caught.value.todo
 
 
-def test_a_missing_input_is_an_error_that_names_the_asset_that_makes_it(run: StageRun) -> None:
+def test_a_missing_input_is_an_error_that_names_the_asset_that_makes_it(run: Run) -> None:
     with pytest.raises(ActError, match=r"number pacific has not been materialized") as caught:
         run_stage(STAGES, "draw", run)
     assert "materialize the asset number for partition pacific first" in caught.value.todo
 
 
-def test_a_missing_prompt_is_an_error_that_names_role_and_task(run: StageRun) -> None:
+def test_a_missing_prompt_is_an_error_that_names_role_and_task(run: Run) -> None:
     made(run)
     (run.prompts_dir / "generator" / "pacific.md").unlink()
     with pytest.raises(PromptError) as caught:
@@ -228,7 +229,7 @@ def test_a_missing_prompt_is_an_error_that_names_role_and_task(run: StageRun) ->
     assert "role generator, task pacific" in caught.value.where
 
 
-def test_the_identity_says_what_an_artifact_was_made_from(run: StageRun) -> None:
+def test_the_identity_says_what_an_artifact_was_made_from(run: Run) -> None:
     made(run)
     draw = run.store.require(Key("draw", "pacific", 50)).identity
     assert (draw["asset"], draw["partition"], draw["version"], draw["seed"]) == ("draw", "pacific|50", 1, 0)
@@ -238,8 +239,8 @@ def test_the_identity_says_what_an_artifact_was_made_from(run: StageRun) -> None
     assert set(roles["generator"]) == set(LLMRole.model_fields) - set(TRANSPORT)
 
 
-def test_discovered_inputs_are_part_of_the_identity(run: StageRun) -> None:
-    def discover(run: StageRun) -> dict[str, Artifact]:
+def test_discovered_inputs_are_part_of_the_identity(run: Run) -> None:
+    def discover(run: Run) -> dict[str, Artifact]:
         found = run.store.find(Key("draw", "pacific", 100))
         return {"draw@100": found} if found else {}
 
@@ -251,7 +252,7 @@ def test_discovered_inputs_are_part_of_the_identity(run: StageRun) -> None:
     assert made(run, stages) == []
 
 
-def test_listeners_hear_of_what_is_made_and_of_what_is_there(run: StageRun) -> None:
+def test_listeners_hear_of_what_is_made_and_of_what_is_there(run: Run) -> None:
     heard: list[object] = []
     with announcing(
         lambda key: heard.append(("began", str(key))), lambda key, reused, s: heard.append((str(key), reused))
@@ -265,7 +266,7 @@ def test_listeners_hear_of_what_is_made_and_of_what_is_there(run: StageRun) -> N
 # --- stages that go on where they were cut short ---
 
 
-def build_long(run: StageRun, folder: Path) -> dict[str, Any]:
+def build_long(run: Run, folder: Path) -> dict[str, Any]:
     """Counts in `work` how often it was begun; is cut short the first time."""
     run.work.mkdir(parents=True, exist_ok=True)
     begun = run.work / "begun.txt"
@@ -279,12 +280,12 @@ def build_long(run: StageRun, folder: Path) -> dict[str, Any]:
 LONG = {"long": Stage("long", False, (), build_long, resumable=True)}
 
 
-def _work(run: StageRun) -> list[Path]:
+def _work(run: Run) -> list[Path]:
     folder = run.store.root.parent / "unfinished"
     return [p for p in folder.rglob("*") if p.is_dir() and len(p.name) >= 16]
 
 
-def test_a_resumable_stage_goes_on_in_its_folder_which_goes_when_it_is_done(run: StageRun) -> None:
+def test_a_resumable_stage_goes_on_in_its_folder_which_goes_when_it_is_done(run: Run) -> None:
     with pytest.raises(ActError, match="cut short"):
         run_stage(LONG, "long", run)
     assert len(_work(run)) == 1
@@ -296,11 +297,11 @@ def test_a_resumable_stage_goes_on_in_its_folder_which_goes_when_it_is_done(run:
     assert run_stage(LONG, "long", run).reused
 
 
-def run_with_seed(run: StageRun, seed: int) -> StageRun:
+def run_with_seed(run: Run, seed: int) -> Run:
     return replace(run, seed=seed)
 
 
-def test_what_a_killed_run_could_not_clear_up_goes_with_the_next(run: StageRun) -> None:
+def test_what_a_killed_run_could_not_clear_up_goes_with_the_next(run: Run) -> None:
     with pytest.raises(ActError):
         run_stage(LONG, "long", run)
     (work,) = _work(run)
@@ -311,10 +312,10 @@ def test_what_a_killed_run_could_not_clear_up_goes_with_the_next(run: StageRun) 
     assert not work.exists()
 
 
-def test_one_run_at_a_time_makes_a_resumable_artifact(run: StageRun) -> None:
+def test_one_run_at_a_time_makes_a_resumable_artifact(run: Run) -> None:
     refused: list[str] = []
 
-    def build(inner: StageRun, folder: Path) -> dict[str, Any]:
+    def build(inner: Run, folder: Path) -> dict[str, Any]:
         with pytest.raises(ActError, match="being made by another run") as raised:
             run_stage(stages, "long", run)
         refused.append(str(raised.value))

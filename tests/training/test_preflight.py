@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from act_assets.defs.resources import stage_run
 from act_assets.profile import Engine, Lora, Profile, load_profile
+from act_assets.run import make_run
 from act_assets.training import preflight
 from act_assets.training.preflight import (
     check_compute,
@@ -222,7 +222,7 @@ def test_the_estimate_for_a_policy_from_scratch_is_what_is_built(tiny_profile: P
 
 
 def test_a_run_whose_checkpoints_are_there_needs_no_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    run = stage_run("paper", 0, "pacific", 50)
+    run = make_run("paper", 0, "pacific", 50)
     monkeypatch.setattr(preflight, "visible_devices", list)
     asked: list[str] = []
     there = {"sft_checkpoint"}

@@ -41,9 +41,9 @@ from act_assets.evaluation.report.figures import (
     verdict_counts,
 )
 from act_assets.metrics.actions import Interval, paired_bootstrap_macro_f1_difference
-from act_assets.pipeline.stage import TRAIN_SIZES, StageRun
 from act_assets.roles.build import describe, describe_labels
 from act_assets.rows import read_rows
+from act_assets.run import TRAIN_SIZES, Run
 from act_assets.training.act import Rollout
 from act_assets.training.history import TrainingPoint
 from resources.artifacts import Artifact
@@ -62,7 +62,7 @@ _TEMPLATE = "report.html.j2"
 _VERDICTS = {True: "within noise", False: "outside noise"}
 
 
-def write_html(run: StageRun, path: Path) -> dict[str, Any]:
+def write_html(run: Run, path: Path) -> dict[str, Any]:
     """Writes the page of a run. Returns how many methods and trajectories are on it."""
     evidence = Evidence(run)
     environment = Environment(
@@ -112,7 +112,7 @@ def write_html(run: StageRun, path: Path) -> dict[str, Any]:
 class Evidence:
     """The inputs of a page, read once. Keys are (method or asset, train size)."""
 
-    run: StageRun
+    run: Run
 
     @cached_property
     def artifacts(self) -> dict[tuple[str, int], Artifact]:

@@ -17,9 +17,13 @@ from typing import NamedTuple
 import pytest
 
 from act_assets.cli import app as cli
+from act_assets.cli import run as run_screen
 from act_assets.home import PROJECT
 from act_assets.pipeline import data as pipeline
+from act_assets.pipeline.graph import STAGES
+from act_assets.pipeline.stage import run_stage
 from act_assets.roles.role import ROLES
+from act_assets.run import make_run
 from act_assets.tasks import all_tasks
 
 SAMPLE = PROJECT / "datasets" / "sample" / "pacific"
@@ -204,9 +208,6 @@ def test_an_export_before_any_run(act: Act, tmp_path: Path) -> None:
 
 
 def test_exports_of_what_a_run_has_made(act: Act, tmp_path: Path) -> None:
-    from act_assets.pipeline.stage import run_stage
-    from act_assets.run import make_run
-
     settings = make_run("laptop", 3, "pacific", 50, launch=lambda job: None)
     for stage in (
         "raw_dataset",
@@ -216,7 +217,7 @@ def test_exports_of_what_a_run_has_made(act: Act, tmp_path: Path) -> None:
         "train_subset",
         "contrastive_pairs",
     ):
-        pairs = run_stage(pipeline.STAGES, stage, settings).artifact
+        pairs = run_stage(STAGES, stage, settings).artifact
     lines: dict[str, list[dict[str, object]]] = {}
     for what, number in (("messages", 50), ("preferences", pairs.facts["pairs"])):
         path = tmp_path / f"{what}.jsonl"
@@ -230,11 +231,8 @@ def test_exports_of_what_a_run_has_made(act: Act, tmp_path: Path) -> None:
 
 
 def test_an_export_that_cannot_be_written(act: Act, tmp_path: Path) -> None:
-    from act_assets.pipeline.stage import run_stage
-    from act_assets.run import make_run
-
     for stage in ("raw_dataset", "ambiguous_requests", "conversations", "action_labels", "train_subset"):
-        run_stage(pipeline.STAGES, stage, make_run("laptop", 0, "pacific", 50))
+        run_stage(STAGES, stage, make_run("laptop", 0, "pacific", 50))
     refused(act("export", "messages", "--out", str(tmp_path)), "the export cannot be written", "choose another --out")
 
 
@@ -296,7 +294,7 @@ def test_a_bug_of_ours_shows_its_traceback_only_when_asked(
     def broken(*_: object) -> None:
         raise RuntimeError("no [/bold] such [thing]")
 
-    monkeypatch.setattr(cli, "_check", broken)
+    monkeypatch.setattr(run_screen, "check_options", broken)
     if debug:
         monkeypatch.setenv("ACT_DEBUG", "1")
         with pytest.raises(RuntimeError, match="such"):

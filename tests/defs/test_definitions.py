@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -250,60 +247,3 @@ def test_editing_a_prompt_changes_the_data_version_of_exactly_its_role(
             prompt.write("Be brief.\n")
         after = versions()
         assert {r for r in ROLES if after[r] != before[r]} == {role}
-
-
-# --- who knows whom --------------------------------------------------------------------------------------------
-
-COMMANDS = ("cli.py", "model_cli.py")  # the command line knows the resources that its runs are made with
-SOURCES = [*PACKAGE.rglob("*.py"), *(PROJECT / "resources").rglob("*.py")]
-
-
-def imported(tree: ast.AST) -> set[str]:
-    """The modules that a syntax tree imports anywhere."""
-    names = {alias.name for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names}
-    return names | {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module}
-
-
-def at_import(tree: ast.Module) -> set[str]:
-    """The modules that are imported when the file is, functions left out."""
-    kept = [n for n in tree.body if not isinstance(n, ast.FunctionDef | ast.ClassDef)]
-    return imported(ast.Module(kept, []))
-
-
-def knows(names: set[str], module: str) -> bool:
-    return any(name == module or name.startswith(f"{module}.") for name in names)
-
-
-def shows_dagster(path: Path) -> bool:
-    """Whether a file belongs to the Dagster side."""
-    dagster_side = (PACKAGE / "defs", PACKAGE / "definitions.py", PROJECT / "resources" / "configured.py")
-    return any(path == side or side in path.parents for side in dagster_side)
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.relative_to(PROJECT).as_posix())
-def test_only_the_dagster_side_imports_dagster_and_the_rest_does_not_import_that_side(path: Path) -> None:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    if shows_dagster(path):
-        return
-    assert not knows(imported(tree), "dagster")
-    for side in ("act_assets.defs", "act_assets.definitions", "act_assets.defs.resources"):
-        assert not knows(at_import(tree), side)
-        assert path.name in COMMANDS or not knows(imported(tree), side)
-
-
-def test_dagster_is_imported_where_it_is_expected() -> None:
-    """The scan above looks at what there is."""
-    users = {p for p in SOURCES if knows(imported(ast.parse(p.read_text(encoding="utf-8"))), "dagster")}
-    assert {
-        PACKAGE / "definitions.py",
-        PACKAGE / "defs" / "assets.py",
-        PROJECT / "resources" / "configured.py",
-    } <= users
-    assert all(map(shows_dagster, users))
-
-
-def test_loading_the_code_location_imports_nothing_heavy() -> None:
-    heavy = {"torch", "trl", "transformers", "sentence_transformers", "sklearn", "matplotlib"}
-    code = f"import sys, act_assets.definitions; print(sorted({heavy!r} & set(sys.modules)))"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
-    assert loaded.stdout.strip() == "[]"

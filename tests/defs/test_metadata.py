@@ -30,6 +30,7 @@ def shown(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_phases_are_a_table_of_shares_and_seconds(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
     metadata = shown(tmp_path, FACTS)
     assert metadata["time"].value.splitlines()[2:] == [
         "| generate | 50.0% | 200.0 |",

@@ -10,6 +10,7 @@ import pytest
 
 from act_assets.conversation import Conversation
 from act_assets.home import PACKAGE, PROJECT
+from act_assets.methods import METHODS
 from act_assets.pipeline.graph import STAGES
 from act_assets.pipeline.plan import plan
 from act_assets.pipeline.stage import run_stage
@@ -60,7 +61,7 @@ def run(pacific: Task, sample: TaskData, ambiguous: Conversation, tiny_profile: 
 
 
 def test_a_plan_counts_what_the_run_then_asks(run: Run) -> None:
-    lines = {line.asset: line for line in plan(run) if not line.bound}
+    lines = {line.asset: line for line in plan(run, METHODS["act"]) if not line.bound}
     assert not run.store.root.exists(), "nothing is made"
     asked = {}
     for name in (
@@ -85,11 +86,11 @@ def test_a_plan_counts_what_the_run_then_asks(run: Run) -> None:
         "intent_summaries",
         "contrastive_pairs",
     }
-    assert {line.state for line in plan(run) if line.asset in asked} == {"up to date"}
+    assert {line.state for line in plan(run, METHODS["act"]) if line.asset in asked} == {"up to date"}
 
 
 def test_readings_are_annotated_once_and_simulated_each(run: Run, sample: TaskData) -> None:
-    lines = {(line.asset, line.role): line for line in plan(run)}
+    lines = {(line.asset, line.role): line for line in plan(run, METHODS["act"])}
     turns = sum(len(c.turns) for c in sample.train[:49])
     evaluated = sum(len(c.turns) for c in sample.validation[:3])
     assert lines["action_labels", "annotator"].calls == turns + 1 + evaluated + 1
@@ -100,6 +101,6 @@ def test_readings_are_annotated_once_and_simulated_each(run: Run, sample: TaskDa
 
 
 def test_a_role_that_the_task_never_asks_is_in_no_plan(run: Run) -> None:
-    assert "perturbation" not in {line.role for line in plan(run)}
+    assert "perturbation" not in {line.role for line in plan(run, METHODS["act"])}
     told_goals = replace(run, task=replace(run.task, grounding="goal"))
-    assert "intent" not in {line.role for line in plan(told_goals)}
+    assert "intent" not in {line.role for line in plan(told_goals, METHODS["act"])}

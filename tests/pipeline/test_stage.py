@@ -239,16 +239,13 @@ def test_the_identity_says_what_an_artifact_was_made_from(run: Run) -> None:
     assert set(roles["generator"]) == set(LLMRole.model_fields) - set(TRANSPORT)
 
 
-def test_discovered_inputs_are_part_of_the_identity(run: Run) -> None:
-    def discover(run: Run) -> dict[str, Artifact]:
-        found = run.store.find(Key("draw", "pacific", 100))
-        return {"draw@100": found} if found else {}
-
-    stages = {**STAGES, "page": replace(STAGES["page"], discover=discover)}
+def test_what_a_stage_finds_is_part_of_its_identity(run: Run) -> None:
+    stages = {**STAGES, "page": replace(STAGES["page"], finds=("draw",))}
     assert made(run, stages) == list(stages)
     made(replace(run, train_size=100), STAGES)
     assert made(run, stages) == ["page"]
-    assert run.store.require(Key("page", "pacific", 50)).facts == {"inputs": ["draw", "draw@100", "lines"]}
+    inputs = ["draw", "draw@100", "draw@50", "lines"]
+    assert run.store.require(Key("page", "pacific", 50)).facts == {"inputs": inputs}
     assert made(run, stages) == []
 
 

@@ -63,13 +63,16 @@ def atomic_dir(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(lock: Path) -> Iterator[bool]:
-    """Whether this block has the lock, which no other process has then; it ends with the block or the process."""
+def locked(lock: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Whether this block has the lock, which no other process has then; it ends with the block or the process.
+
+    With `wait`, always: it waits until the lock is free.
+    """
     lock.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             yield False
         else:

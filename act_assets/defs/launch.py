@@ -21,6 +21,7 @@ from act_assets.methods.base import Method
 from act_assets.pipeline.stage import Made
 from resources.artifacts import process_is_alive
 from resources.errors import ActError
+from resources.files import locked
 
 POOLS = ("gpu", "llm")
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -44,6 +45,7 @@ def materialize(task: str, train_size: int | None, settings: ActSettings, method
         waves = [(TASK_ASSETS, task), (sized, both), *waves]
     made = Made()
     with dg.DagsterInstance.get() as instance:
+        prepare_pools(instance)
         observe_prompts(instance)
         for assets, partition in waves:
             wait_for_pools(instance)
@@ -107,6 +109,13 @@ def observe_prompts(instance: dg.DagsterInstance) -> None:
     from dagster._core.definitions.observe import observe  # not exported by dagster 1.13
 
     observe(PROMPTS, instance=instance, run_config=QUIET)
+
+
+def prepare_pools(instance: dg.DagsterInstance) -> None:
+    """Gives each pool its slots; two first runs at once would each give it one, and both would hold the GPU."""
+    with locked(dagster_home() / "pools.lock", wait=True):
+        for pool in POOLS:
+            instance.event_log_storage.initialize_concurrency_limit_to_default(pool)
 
 
 def wait_for_pools(instance: dg.DagsterInstance, poll_s: float = 2.0) -> None:

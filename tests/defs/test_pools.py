@@ -14,6 +14,7 @@ from act_assets.home import PROJECT
 RUN = """
 import os, pathlib, sys, time
 import dagster as dg
+from act_assets.defs.launch import prepare_pools
 from act_assets.home import dagster_home
 folder, name = pathlib.Path(sys.argv[1]), sys.argv[2]
 os.environ["DAGSTER_HOME"] = str(dagster_home())
@@ -28,6 +29,7 @@ with dg.DagsterInstance.get() as instance:
     (folder / f"{name}.ready").touch()
     while len(list(folder.glob("*.ready"))) < 2:
         time.sleep(0.01)
+    prepare_pools(instance)
     sys.exit(not dg.materialize([training], instance=instance).success)
 """
 

@@ -47,6 +47,11 @@ def checkpoints() -> Any:
 
 
 @pytest.fixture(scope="session")
+def packages() -> Any:
+    return beside(REPO / "tests" / "packages.py")
+
+
+@pytest.fixture(scope="session")
 def small() -> Any:
     return beside(REPO / "tests" / "training" / "small_training.py")
 

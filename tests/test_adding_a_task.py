@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,45 +16,23 @@ PAGE = REPO / "docs" / "adding-a-task.md"
 ACTIONS = {"CLARIFY", "ANSWER", "DECLINE"}
 
 
-def _files() -> dict[str, str]:
-    """The page's files by path: a path in backticks on a line of its own, then the fenced text."""
-    return dict(re.findall(r"^`(tea-shop/[\w.]+)`\n\n```\w+\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE))
-
-
-def _run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "act_assets.cli.app", *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def test_the_example_is_shorter_than_eighty_lines() -> None:
-    files = _files()
+def test_the_example_is_shorter_than_eighty_lines(packages: Any) -> None:
+    files = packages.files_of(PAGE)
     assert set(files) == {"tea-shop/pyproject.toml", "tea-shop/tea_shop.py"}
     assert sum(text.count("\n") for text in files.values()) < 80
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The example installed into a folder that is on the path, and an empty ACT_HOME."""
-    folder = tmp_path_factory.mktemp("package")
-    for name, text in _files().items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text(text)
-    install = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target"]
-    subprocess.run([sys.executable, *install, str(folder / "site"), str(folder / "tea-shop")], check=True)
-    home = str(tmp_path_factory.mktemp("home"))
-    return {**os.environ, "PYTHONPATH": str(folder / "site"), "ACT_HOME": home, "COLUMNS": "100"}
+def environment(packages: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    found: dict[str, str] = packages.installed(PAGE, tmp_path_factory.mktemp("package"))
+    return found
 
 
 @pytest.mark.end_to_end
 @pytest.mark.timeout(900)
-def test_a_task_of_another_package_goes_through_the_whole_graph(environment: dict[str, str]) -> None:
+def test_a_task_of_another_package_goes_through_the_whole_graph(packages: Any, environment: dict[str, str]) -> None:
     profile = str(REPO / "tests" / "tiny.yaml")
-    done = _run(environment, "run", "--task", "tea_shop", "--train-size", "50", "--profile", profile)
+    done = packages.act(environment, "run", "--task", "tea_shop", "--train-size", "50", "--profile", profile)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{len(STAGES)} of {len(STAGES)} assets made" in done.stdout
     manifests = {}
@@ -76,12 +52,12 @@ def test_a_task_of_another_package_goes_through_the_whole_graph(environment: dic
 
 
 @pytest.mark.end_to_end
-def test_a_package_that_cannot_be_imported_is_named(environment: dict[str, str], tmp_path: Path) -> None:
-    broken = Path(environment["PYTHONPATH"], "tea_shop.py")
+def test_a_package_that_cannot_be_imported_is_named(packages: Any, environment: dict[str, str], tmp_path: Path) -> None:
+    broken = Path(environment["PYTHONPATH"].split(os.pathsep)[0], "tea_shop.py")
     text = broken.read_text()
     try:
         broken.write_text(text.replace('"tea_shop", "A tea shop"', '"Tea Shop", "A tea shop"'))
-        done = _run({**environment, "ACT_HOME": str(tmp_path)}, "plan", "--task", "tea_shop")
+        done = packages.act({**environment, "ACT_HOME": str(tmp_path)}, "plan", "--task", "tea_shop")
     finally:
         broken.write_text(text)
     assert done.returncode != 0

@@ -14,6 +14,7 @@ from typing import Any
 from act_assets.profile import Profile
 from act_assets.roles.role import RoleName
 from act_assets.run import Run
+from act_assets.tasks import modules_hash
 from act_assets.training.history import TrainingPoint
 
 Trained = tuple[dict[str, Any], list[TrainingPoint]]
@@ -49,6 +50,12 @@ class Method:
     def __post_init__(self) -> None:
         if (self.train is None) == (self.predict is None) or bool(self.starts_from) != (self.train is not None):
             raise ValueError(f"method {self.name}: it either trains, from what `starts_from` names, or predicts")
+
+    @property
+    def source(self) -> str | None:
+        """A hash of the module of another package's method; `version` stands for the code of this one's."""
+        module = str((self.train or self.predict).__module__)
+        return None if module.startswith("act_assets.") else modules_hash([module])
 
     @property
     def checkpoint(self) -> str:

@@ -6,6 +6,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from act_assets.methods import METHODS
 from act_assets.methods.base import Method
 from act_assets.pipeline.data import (
@@ -30,12 +33,17 @@ from act_assets.pipeline.evaluation import (
 )
 from act_assets.pipeline.stage import Stage
 from act_assets.pipeline.train import training_of
-from act_assets.run import role_settings
+from act_assets.run import Run, role_settings
 from act_assets.training.base_policy import local_files
 
 PAIR_SETTINGS = role_settings("generator", "in_context_conversations")
 SUBSET = ("train_subset", "conversations")
 EVALUATIONS = tuple(m.evaluation for m in METHODS.values())
+
+
+def _with_source(method: Method, fingerprint: Callable[[Run], Any]) -> Callable[[Run], Any]:
+    """What else changes an outcome; of a method of another package its source, too."""
+    return fingerprint if method.source is None else lambda run: [fingerprint(run), method.source]
 
 
 def _of_method(method: Method) -> tuple[Stage, ...]:
@@ -49,7 +57,7 @@ def _of_method(method: Method) -> tuple[Stage, ...]:
                 predictions_of(method),
                 version=method.version,
                 settings=lambda p: p.evaluation.bootstrap_samples,
-                fingerprint=named,
+                fingerprint=_with_source(method, named),
                 summary=method.summary,
                 group="evaluation",
                 kind="json",
@@ -64,7 +72,7 @@ def _of_method(method: Method) -> tuple[Stage, ...]:
             resumable=True,
             version=method.version,
             settings=method.settings,
-            fingerprint=method.fingerprint,
+            fingerprint=_with_source(method, method.fingerprint),
             prompts=method.asks,
             summary=method.summary,
             group="training",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -54,10 +54,13 @@ def source_hash(task: Task) -> str | None:
     this package's own, whose code the versions of the stages stand for."""
     if is_own(task.name):
         return None
-    parts = (task.reader, task.judge, task.rules, task.twins)
-    modules = {type(part).__module__ for part in parts if part is not None}
+    return modules_hash(type(part).__module__ for part in (task.reader, task.judge, task.rules, task.twins) if part)
+
+
+def modules_hash(names: Iterable[str]) -> str:
+    """SHA-256 of the source of some imported modules."""
     digest = hashlib.sha256()
-    for name in sorted(modules):
+    for name in sorted(set(names)):
         path = getattr(sys.modules.get(name), "__file__", None)
         digest.update(Path(path).read_bytes() if path else name.encode())
     return digest.hexdigest()

@@ -3,22 +3,34 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# The versions that CI installs; `make newest` tries the newest ones that pyproject.toml allows.
+CONSTRAINTS ?= constraints.txt
+PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 export ACT_HOME ?= $(CURDIR)/.act
 export DAGSTER_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test ui setup lint bench clean
+.PHONY: demo test unit newest ui setup hooks lint bench constraints clean
 
 demo: $(STAMP)
 	@$(BIN)/act run --task pacific --train-size 50
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python $(PYTEST)
+
+unit: $(STAMP)
+	@$(BIN)/python $(PYTEST) -m unit
+
+newest:
+	@$(MAKE) test VENV=.venv-newest CONSTRAINTS=/dev/null
 
 ui: $(STAMP)
 	@DAGSTER_HOME=$$($(BIN)/python -c "from act_assets.home import dagster_home; print(dagster_home())") \
 	  $(BIN)/dagster dev -w workspace.yaml -h 127.0.0.1 -p $${PORT:-3000}
 
 setup: $(STAMP)
+
+hooks: $(STAMP)
+	@$(BIN)/pre-commit install
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .
@@ -28,12 +40,15 @@ lint: $(STAMP)
 bench: $(STAMP)
 	@$(BIN)/python bench/demo.py
 
-clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+constraints: $(STAMP)
+	@$(BIN)/python -m pip freeze --exclude-editable --exclude setuptools --exclude pip > constraints.txt
 
-$(STAMP): pyproject.toml
+clean:
+	rm -rf $(VENV) .venv-newest .mypy_cache .ruff_cache .pytest_cache
+
+$(STAMP): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed; set PYTHON=')"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (once; a few minutes)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev]'
 	@touch $(STAMP)

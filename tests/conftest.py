@@ -25,8 +25,13 @@ SAMPLE = REPO / "datasets" / "sample" / "pacific"
 TINY = REPO / "tests" / "tiny.yaml"
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m looks at markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The end-to-end files first: of two workers one goes through these while the other does all the rest."""
+    """What has no other tier is of the tier `unit`. The end-to-end files come first: of two workers one goes through
+    these while the other does all the rest."""
+    for item in items:
+        if not any(map(item.get_closest_marker, ("integration", "end_to_end"))):
+            item.add_marker("unit")
     items.sort(key=lambda item: item.get_closest_marker("end_to_end") is None)
 
 

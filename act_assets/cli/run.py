@@ -35,7 +35,7 @@ ProfileOption = Annotated[str, typer.Option("--profile", help="laptop, paper, or
 MemoOption = Annotated[
     str,
     typer.Option(
-        "--memo", help="normal; offline: what the memo does not hold is an error; refresh: ask anew, keep old answers"
+        "--memo", help="normal; offline: what the memo does not hold is an error; refresh: ask again, keep old answers"
     ),
 ]
 MaxCostOption = Annotated[float | None, typer.Option("--max-cost", min=0, help="stop before more US dollars are spent")]

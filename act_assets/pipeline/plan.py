@@ -202,10 +202,10 @@ def _bound(
     roles.simulator().reply(replied, [word] * len(replied), [said] * len(replied))
     roles.classifier(train_subset(scratch)).classify(turns, [word] * len(turns))
     counts = {"simulator": times * most * len(replied), "classifier": times * (len(turns) + most * len(replied))}
+    each = f"{times} times" if times > 1 else "once"
     reasons = {
-        "simulator": f"{len(replied)} turns, each at most {times} times, may clarify up to {most} times; the policy "
-        "decides",
-        "classifier": f"{len(turns)} first responses, and one after each of the simulator's replies, {times} times",
+        "simulator": f"{len(replied)} turns, simulated {each}, clarify up to {most} times, as the policy decides",
+        "classifier": f"{len(turns)} first responses, and one after every reply of the user, simulated {each}",
     }
     if up_to_date(STAGES, stage.name, run, known) is not None:
         return [_done(run, stage, role) for role in recorder.asked]

@@ -81,8 +81,8 @@ def run_stage(stages: Mapping[str, Stage], name: str, run: Run) -> StageResult:
     inputs = {i: run.store.require(stage_key(stages[i], run)) for i in stage.inputs}
     run = replace(run, inputs=inputs | _found(stages, stage, run, {}), calls=run.calls.for_asset(name, key.partition))
     identity = _identity(stage, run)
-    anew = run.calls.mode == "refresh" and any(role in run.profile.roles.played() for role in stage.prompts)
-    found = None if anew else run.store.reuse(key, identity)
+    again = run.calls.mode == "refresh" and any(role in run.profile.roles.played() for role in stage.prompts)
+    found = None if again else run.store.reuse(key, identity)
     if found is not None:
         if stage.resumable:  # a run that was killed when the artifact was there had no time to clear up
             shutil.rmtree(run.store.work_folder(key, identity), ignore_errors=True)
@@ -90,18 +90,18 @@ def run_stage(stages: Mapping[str, Stage], name: str, run: Run) -> StageResult:
     else:
         for began, _ in _listeners:
             began(key)
-        result = StageResult(_build(stage, run, key, identity, anew=anew), False)
+        result = StageResult(_build(stage, run, key, identity, again=again), False)
     for _, ended in _listeners:
         ended(key, result.reused, result.artifact.seconds)
     return replace(result, published=stage.publish(run, result.artifact))
 
 
-def _build(stage: Stage, run: Run, key: Key, identity: dict[str, Any], *, anew: bool) -> Artifact:
+def _build(stage: Stage, run: Run, key: Key, identity: dict[str, Any], *, again: bool) -> Artifact:
     """Makes the artifact. Raises ActError where a stage that can be resumed is being made by another run."""
     if not stage.resumable:
-        return run.store.build(key, identity, lambda folder: stage.build(run, folder), replace=anew)
+        return run.store.build(key, identity, lambda folder: stage.build(run, folder), replace=again)
     work = run.store.work_folder(key, identity)
-    if anew:  # what an earlier run left was not asked anew
+    if again:  # what an earlier run left was not asked again
         work = work.with_name(f"{work.name}-{run.calls.since:.0f}")
     with locked(work.with_name(f"{work.name}.lock")) as free:
         if not free:
@@ -109,7 +109,7 @@ def _build(stage: Stage, run: Run, key: Key, identity: dict[str, Any], *, anew: 
                 f"{key} is being made by another run", where=str(work), todo="wait until it has ended, then run again"
             )
         working = replace(run, work=work)
-        built = run.store.build(key, identity, lambda folder: stage.build(working, folder), replace=anew)
+        built = run.store.build(key, identity, lambda folder: stage.build(working, folder), replace=again)
         shutil.rmtree(work, ignore_errors=True)
     return built
 

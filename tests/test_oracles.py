@@ -16,7 +16,7 @@ from act_assets.pipeline.graph import STAGES, equipped_task, evaluated_turns, ev
 from act_assets.pipeline.stage import StageRun, run_stage
 from act_assets.profile import load_profile
 from act_assets.progress import quiet
-from act_assets.roles import Classifier, GoldUser
+from act_assets.roles import GoldUser, RuleClassifier
 from act_assets.tasks import data_folder, get_task
 from act_assets.trajectory import ConversationPolicy, Dialogue
 from resources.artifacts import ArtifactStore
@@ -71,7 +71,7 @@ def _evaluate(run: StageRun, policy: ConversationPolicy) -> tuple[EvaluationRepo
         task,
         turns,
         policy,
-        Classifier(task, "rule"),
+        RuleClassifier(task),
         GoldUser(),
         intents,
         who,

@@ -12,8 +12,8 @@ import pytest
 
 from act_assets.conversation import TurnState, Utterance
 from act_assets.preference import build_pairs
-from act_assets.profile import load_profile
-from act_assets.roles import EmbeddedProvider, Generator, RoleSettings, Simulator
+from act_assets.profile import LLMRole, load_profile
+from act_assets.roles import EmbeddedProvider, Generator, Simulator
 from act_assets.roles.role import draw_in_context
 from act_assets.seeds import derive_seed
 from act_assets.tasks.base import Task, TaskData, messages_of
@@ -21,7 +21,7 @@ from resources.errors import RoleError
 from resources.llm.base import LLMRequest, LLMResponse, ProviderError
 from resources.llm.client import LLM
 
-SETTINGS = RoleSettings("embedded", "embedded-rules-1", 0.0, 77, 0)
+SETTINGS = LLMRole(provider="embedded", model="embedded-rules-1")
 
 
 class Recording(EmbeddedProvider):

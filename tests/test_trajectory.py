@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from act_assets.conversation import TurnState, Utterance
-from act_assets.roles import Classifier
+from act_assets.roles import RuleClassifier
 from act_assets.tasks.base import Task
 from act_assets.trajectory import Dialogue, dialogue_seeds, simulate
 from resources.errors import RoleError
@@ -41,7 +41,7 @@ class Refusing:
 def _simulate(task: Task, turns: list[TurnState], policy: Scripted, user: object = None, limit: int = 3, **options):  # type: ignore[no-untyped-def]
     intents = [f"i{n}" for n in range(len(turns))]
     seeds = dialogue_seeds(0, turns)
-    return simulate(turns, seeds, policy, Classifier(task, "rule"), user or Echo(), intents, task, limit, **options)  # type: ignore[arg-type]
+    return simulate(turns, seeds, policy, RuleClassifier(task), user or Echo(), intents, task, limit, **options)  # type: ignore[arg-type]
 
 
 def test_each_conversation_goes_on_until_it_is_settled(pacific: Task, few_turns: list[TurnState]) -> None:

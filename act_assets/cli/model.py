@@ -103,7 +103,7 @@ def load_talk(run: StageRun, method: str, temperature: float) -> Talk:
     from act_assets.cli.chat_session import Talk
     from act_assets.pipeline.graph import cast_of, equipped_task, intents_of
     from act_assets.release.publish import checkpoint_of
-    from act_assets.roles.classifier import Classifier
+    from act_assets.roles.classifier import RuleClassifier
     from act_assets.training.generation import TransformersEngine
     from act_assets.training.policy import ModelPolicy, PromptEncoder, SamplingSettings, load_model, pick_device
     from resources.artifacts import Key
@@ -124,7 +124,7 @@ def load_talk(run: StageRun, method: str, temperature: float) -> Talk:
     return Talk(
         task,
         policy,
-        Classifier(task, "rule"),
+        RuleClassifier(task),
         run.profile.act.max_clarifications,
         run.seed,
         cast_of(run).simulator() if simulated else None,

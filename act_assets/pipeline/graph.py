@@ -37,7 +37,7 @@ from act_assets.metrics.actions import confusion
 from act_assets.pipeline.stage import TRAIN_SIZES, Stage, StageRun, up_to_date
 from act_assets.preference import annotate, build_pairs
 from act_assets.profile import Profile
-from act_assets.roles.build import Cast, describe, describe_labels, usage_facts
+from act_assets.roles.build import RoleFactory, describe, describe_labels, usage_facts
 from act_assets.roles.role import require_all
 from act_assets.rows import count_rows, read_rows, write_rows
 from act_assets.seeds import derive_seed
@@ -475,9 +475,9 @@ def _side_conversations(run: StageRun, side: str, *, labelled: bool = False) -> 
     return (labelled_conversations if labelled else conversations_of)(run, side)
 
 
-def cast_of(run: StageRun) -> Cast:
+def cast_of(run: StageRun) -> RoleFactory:
     """The roles of a run."""
-    return Cast(run.profile, run.task, run.prompts_dir, run.seed, run.calls)
+    return RoleFactory(run.profile, run.task, run.prompts_dir, run.seed, run.calls)
 
 
 def _count(run: StageRun, side: str, conversations: Sequence[Conversation]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from act_assets.pipeline.graph import (
 from act_assets.pipeline.stage import StageRun, run_stage, stage_key, up_to_date
 from act_assets.preference import rejected_action
 from act_assets.profile import LLMRole
-from act_assets.roles.build import Cast
+from act_assets.roles.build import RoleFactory
 from act_assets.roles.embedded import MODEL
 from act_assets.rows import read_rows
 from act_assets.seeds import derive_seed
@@ -165,7 +165,7 @@ def _questions(run: StageRun, with_act: bool) -> list[Questions]:
     return found
 
 
-def _pairs(run: StageRun, asset: str, cast: Cast, pool: Sequence[Conversation], side: str) -> Questions:
+def _pairs(run: StageRun, asset: str, cast: RoleFactory, pool: Sequence[Conversation], side: str) -> Questions:
     conversations = pool if side == "train" else labelled_conversations(run, side)
     turns = turns_of(run, conversations)
     rejected = [rejected_action(run.task, t, run.seed) for t in turns]
@@ -175,7 +175,7 @@ def _pairs(run: StageRun, asset: str, cast: Cast, pool: Sequence[Conversation], 
 
 def _simulated(
     run: StageRun,
-    cast: Cast,
+    cast: RoleFactory,
     asset: str,
     turns: Sequence[TurnState],
     rolled_out: Sequence[TurnState],

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from pydantic import BaseModel
 
 from act_assets.profile import TRANSPORT, Profile
-from act_assets.roles.role import prompt_hash
+from act_assets.roles.prompt import prompt_hash
 from act_assets.tasks import source_hash
 from act_assets.tasks.base import Task
 from resources.artifacts import Artifact, ArtifactStore, Key, identity_hash

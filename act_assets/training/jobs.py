@@ -14,7 +14,7 @@ from typing import Any
 
 from act_assets.conversation import Conversation, IntentSummary, PreferencePair, TurnState
 from act_assets.profile import Profile
-from act_assets.roles.build import Cast, usage_facts
+from act_assets.roles.build import RoleFactory, usage_facts
 from act_assets.rows import read_rows, write_rows
 from act_assets.tasks import get_task
 from act_assets.tasks.base import Task, Tools
@@ -120,7 +120,7 @@ def _act(job: Job) -> Result:
     from act_assets.training.act_trainer import train_act
 
     subset = job.subset()
-    cast = Cast(job.profile, job.task, job.prompts_dir, job.seed, job.calls)
+    cast = RoleFactory(job.profile, job.task, job.prompts_dir, job.seed, job.calls)
     intents = read_rows(job.inputs["intent_summaries"] / "intents.parquet", IntentSummary)
     classifier, simulator = cast.classifier(subset), cast.simulator()
     facts, points = train_act(

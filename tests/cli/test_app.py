@@ -19,7 +19,7 @@ import pytest
 from act_assets.cli import app as cli
 from act_assets.home import PROJECT
 from act_assets.pipeline import graph as pipeline
-from act_assets.roles.role import ROLES
+from act_assets.roles.prompt import ROLES
 from act_assets.tasks import all_tasks
 
 SAMPLE = PROJECT / "datasets" / "sample" / "pacific"

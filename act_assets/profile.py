@@ -23,6 +23,12 @@ from resources.settings import Compute, Positive, Rate, Settings, Share, Tempera
 REPLY_TOKENS = 64  # room for one reply of the user in the length check; replies are a few words
 
 
+def _refuse(mistakes: dict[str, object]) -> None:
+    """Raises ValueError naming every mistake that holds."""
+    if found := [mistake for mistake, holds in mistakes.items() if holds]:
+        raise ValueError("; ".join(found))
+
+
 class LLMRole(Settings):
     """Which model plays a role: where it answers, how it decodes, and how it may be asked."""
 
@@ -50,9 +56,10 @@ TRANSPORT = ("max_concurrency", "requests_per_minute", "tokens_per_minute", "tim
 
 
 class SourcedRole(Settings):
-    """A role that need not be played by a model; `source` says by what."""
+    """A role that a model plays, or the task's rule, which costs no call and is right for all 1,982
+    gold responses of PACIFIC."""
 
-    source: str
+    source: Literal["rule", "llm"] = "rule"
     llm: LLMRole | None = None
 
     @model_validator(mode="after")
@@ -62,18 +69,6 @@ class SourcedRole(Settings):
         return self
 
 
-class AnnotatorRole(SourcedRole):
-    """G, which makes the labels where action_supervision is `pseudo` (section 5.4): the task's rule, or a model."""
-
-    source: Literal["rule", "llm"] = "rule"
-
-
-class ClassifierRole(SourcedRole):
-    """A: `rule` costs no call and is right for all 1,982 gold responses of PACIFIC; `llm` is appendix G."""
-
-    source: Literal["rule", "llm"] = "rule"
-
-
 class Roles(Settings):
     """The LLM roles of section 3.1."""
 
@@ -81,8 +76,8 @@ class Roles(Settings):
     intent: LLMRole
     simulator: LLMRole
     perturbation: LLMRole | None = None  # writes the ambiguous twins of appendix C; by default the generator's model
-    annotator: AnnotatorRole = AnnotatorRole()
-    classifier: ClassifierRole = ClassifierRole()
+    annotator: SourcedRole = SourcedRole()  # G, which makes the labels where action_supervision is `pseudo` (5.4)
+    classifier: SourcedRole = SourcedRole()  # A, appendix G
     in_context_conversations: Positive = 10  # appendices F and G
 
     def played(self) -> dict[str, LLMRole]:
@@ -134,21 +129,21 @@ class Policy(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Policy:
-        mistakes = []
-        if (self.model == "scratch") != (self.scratch is not None):
-            mistakes.append("model 'scratch' and the 'scratch' block go together")
         needed = self.max_prompt_tokens + 2 * self.max_new_tokens + REPLY_TOKENS
-        if needed > self.max_length:
-            mistakes.append(
-                f"max_prompt_tokens {self.max_prompt_tokens} + 2 x max_new_tokens {self.max_new_tokens} + "
-                f"{REPLY_TOKENS} for a reply exceed max_length {self.max_length}: no room to clarify once"
-            )
-        if self.revision and self.scratch:
-            mistakes.append("revision is of a Hugging Face model; a policy from scratch has none")
-        if self.scratch and self.scratch.hidden_size % self.scratch.heads:
-            mistakes.append("scratch.hidden_size must be a multiple of scratch.heads")
-        if mistakes:
-            raise ValueError("; ".join(mistakes))
+        scratch = self.scratch
+        uneven = "scratch.hidden_size must be a multiple of scratch.heads"
+        too_long = (
+            f"max_prompt_tokens {self.max_prompt_tokens} + 2 x max_new_tokens {self.max_new_tokens} + "
+            f"{REPLY_TOKENS} for a reply exceed max_length {self.max_length}: no room to clarify once"
+        )
+        _refuse(
+            {
+                "model 'scratch' and the 'scratch' block go together": (self.model == "scratch") != bool(scratch),
+                too_long: needed > self.max_length,
+                "revision is of a Hugging Face model; a policy from scratch has none": self.revision and scratch,
+                uneven: scratch and scratch.hidden_size % scratch.heads,
+            }
+        )
         return self
 
 
@@ -207,8 +202,7 @@ class Engine(Settings):
 
     @model_validator(mode="after")
     def _of_vllm(self) -> Engine:
-        plain = {name: field.default for name, field in type(self).model_fields.items() if name != "name"}
-        changed = [name for name, default in plain.items() if getattr(self, name) != default]
+        changed = self.model_dump(exclude_defaults=True)
         if self.name == "transformers" and changed:
             raise ValueError(f"{', '.join(changed)}: of the engine vllm only")
         if self.devices is not None and self.mode != "server":
@@ -253,33 +247,29 @@ class Profile(Settings):
     rollout_batch_size: Positive  # conversations sampled together
 
     @model_validator(mode="after")
-    def _annotator_is_asked(self) -> Profile:
-        if self.action_supervision == "gold" and self.roles.annotator.llm is not None:
-            raise ValueError(
-                "action_supervision is gold, so roles.annotator.llm would never be asked: set action_supervision to "
-                "pseudo, or remove it"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _trains_somewhere(self) -> Profile:
-        mistakes = []
-        if self.policy.lora and self.policy.lora.quantized and self.compute.strategy in ("zero3", "fsdp"):
-            mistakes.append(f"policy.lora.quantized does not go with compute.strategy {self.compute.strategy}: use ddp")
-        sharded = self.compute.strategy in ("zero3", "fsdp")
-        if sharded and self.act.rollout_lag:
-            mistakes.append(
-                f"act.rollout_lag 1 samples a copy of the policy, which compute.strategy {self.compute.strategy} "
-                "spreads: use zero2 or ddp, or rollout_lag: 0"
-            )
-        if sharded and self.engine.name == "vllm" and self.engine.mode == "colocated":
-            mistakes.append(
-                f"engine.mode colocated does not go with compute.strategy {self.compute.strategy}: use server"
-            )
-        if self.engine.name == "vllm" and self.policy.model == "scratch":
-            mistakes.append("engine vllm needs a policy.model with weights; one from scratch samples in transformers")
-        if mistakes:
-            raise ValueError("; ".join(mistakes))
+    def _consistent(self) -> Profile:
+        strategy, vllm = self.compute.strategy, self.engine.name == "vllm"
+        sharded = strategy in ("zero3", "fsdp")
+        unasked = (
+            "action_supervision is gold, so roles.annotator.llm would never be asked: set action_supervision to "
+            "pseudo, or remove it"
+        )
+        lag = (
+            f"act.rollout_lag 1 samples a copy of the policy, which compute.strategy {strategy} spreads: "
+            "use zero2 or ddp, or rollout_lag: 0"
+        )
+        colocated = f"engine.mode colocated does not go with compute.strategy {strategy}: use server"
+        quantized = f"policy.lora.quantized does not go with compute.strategy {strategy}: use ddp"
+        weights = "engine vllm needs a policy.model with weights; one from scratch samples in transformers"
+        _refuse(
+            {
+                unasked: self.action_supervision == "gold" and self.roles.annotator.llm,
+                quantized: sharded and self.policy.lora and self.policy.lora.quantized,
+                lag: sharded and self.act.rollout_lag,
+                colocated: sharded and vllm and self.engine.mode == "colocated",
+                weights: vllm and self.policy.model == "scratch",
+            }
+        )
         return self
 
     @property
@@ -310,15 +300,12 @@ def load_profile(name_or_path: str) -> Profile:
     try:
         content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ProfileError(f"the profile is not valid YAML: {error}", where=str(path), todo="mend the file") from error
+        raise ProfileError(f"the profile is not valid YAML: {error}", where=str(path), todo="fix the file") from error
     if not isinstance(content, dict):
         raise ProfileError("the profile holds no settings", where=str(path), todo="start from profiles/laptop.yaml")
     try:
         return Profile.model_validate({"name": path.stem, **content})
     except ValidationError as error:
         mistakes = [mistake_of(e, "(whole profile)") for e in error.errors()]
-        raise ProfileError(
-            all_mistakes("the profile", mistakes),
-            where=str(path),
-            todo="mend all of them, then run again",
-        ) from error
+        todo = "fix all of them, then run again"
+        raise ProfileError(all_mistakes("the profile", mistakes), where=str(path), todo=todo) from error

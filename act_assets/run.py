@@ -16,7 +16,7 @@ from act_assets.conversation import ActionLabel, Conversation, IntentSummary, Tu
 from act_assets.home import act_home, memo_folder, prompts_folder
 from act_assets.profile import LLMRole, Profile, load_profile
 from act_assets.progress import bars
-from act_assets.roles.build import Cast, check_roles
+from act_assets.roles.build import RoleFactory, check_roles
 from act_assets.rows import count_rows, read_rows
 from act_assets.tasks import data_folder, get_task
 from act_assets.tasks.base import Task, Tools
@@ -148,9 +148,9 @@ def intents_in(artifact: Artifact) -> dict[str, str]:
     return {i.intent_id: i.summary for i in read_rows(artifact.file("intents.parquet"), IntentSummary)}
 
 
-def roles_of(run: Run) -> Cast:
+def roles_of(run: Run) -> RoleFactory:
     """The LLM roles of a run."""
-    return Cast(run.profile, run.task, run.prompts_dir, run.seed, run.calls, run.open_llm)
+    return RoleFactory(run.profile, run.task, run.prompts_dir, run.seed, run.calls, run.open_llm)
 
 
 def role_settings(*names: str) -> Callable[[Profile], dict[str, Any]]:

@@ -129,7 +129,8 @@ class Material:
 
 def read_material(options: argparse.Namespace) -> Material:
     from act_assets.preference import build_pairs
-    from act_assets.roles import EmbeddedProvider, Generator, IntentSummarizer, RoleSettings
+    from act_assets.profile import LLMRole
+    from act_assets.roles import EmbeddedProvider, Generator, IntentSummarizer
     from act_assets.roles.role import require_all
     from act_assets.seeds import derive_seed
     from act_assets.tasks import get_task
@@ -144,7 +145,7 @@ def read_material(options: argparse.Namespace) -> Material:
         turns = _with_both_actions(turns, options.turns)
     held_out_turns = [t for c in data.validation for t in task.turn_states(c)][: options.turns or None]
     llm: Any = Direct(EmbeddedProvider())
-    rules = RoleSettings("embedded", "embedded-rules-1", 0.0, 256, options.seed)
+    rules = LLMRole(provider="embedded", model="embedded-rules-1")
     generator = Generator(llm, rules, task, ())
     pairs, held_out = (build_pairs(task, of, generator, options.seed)[0] for of in (turns, held_out_turns))
     told = [way for c in order for way in task.told(c)]
@@ -397,7 +398,8 @@ def measure(options: argparse.Namespace, material: Material, profile: Any, folde
     """Runs `train_act` for the time, and gives its figures."""
     import torch
 
-    from act_assets.roles import Classifier, EmbeddedProvider, RoleSettings, Simulator
+    from act_assets.profile import LLMRole
+    from act_assets.roles import EmbeddedProvider, RuleClassifier, Simulator
     from act_assets.training import act_trainer as act_training
     from act_assets.training.chat_template import ChatFormat
     from act_assets.training.policy import pick_device, save_model
@@ -418,9 +420,9 @@ def measure(options: argparse.Namespace, material: Material, profile: Any, folde
             random_model(config, device, halved=True, seed=options.seed).bfloat16(), material.tokenizer, sft_model
         )
     llm: Any = Direct(EmbeddedProvider())
-    rules = RoleSettings("embedded", "embedded-rules-1", 0.0, 256, options.seed)
+    rules = LLMRole(provider="embedded", model="embedded-rules-1")
     roles = Steered(
-        Classifier(material.task, "rule"),
+        RuleClassifier(material.task),
         Simulator(llm, rules, material.task),
         options.clarify_share,
         options.clarify_again,

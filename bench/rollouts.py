@@ -38,7 +38,7 @@ from typing import Any
 from act_assets.conversation import Conversation, Trajectory, TurnState, Utterance
 from act_assets.home import PACKAGE
 from act_assets.profile import Profile, load_profile
-from act_assets.roles.build import Cast
+from act_assets.roles.build import RoleFactory
 from act_assets.roles.classifier import Classifier
 from act_assets.roles.simulator import Simulator
 from act_assets.seeds import derive_seed
@@ -153,7 +153,7 @@ class Work:
         role = {"provider": "openai", "model": "m", "base_url": f"{url}/v1", "max_concurrency": CONCURRENCY}
         raw = self.profile.model_dump(mode="json", exclude_unset=True)
         raw["roles"] |= {"simulator": role, "classifier": {"source": "llm", "llm": role}}
-        cast = Cast(Profile.model_validate(raw), self.task, PACKAGE / "prompts", 0, CallSettings(memo))
+        cast = RoleFactory(Profile.model_validate(raw), self.task, PACKAGE / "prompts", 0, CallSettings(memo))
         return cast.classifier(self.pool), cast.simulator()
 
 

@@ -38,8 +38,8 @@ def prepare(folder: Path) -> tuple[Any, Any, list[Any]]:
     """The policy's folder, its chat format, and the pairs as tokens; the same in every process."""
     from act_assets.conversation import PreferencePair
     from act_assets.preference import build_pairs
-    from act_assets.profile import load_profile
-    from act_assets.roles import EmbeddedProvider, Generator, RoleSettings
+    from act_assets.profile import LLMRole, load_profile
+    from act_assets.roles import EmbeddedProvider, Generator
     from act_assets.tasks import get_task
     from act_assets.training.act import initial_pair
     from act_assets.training.base_policy import build_model, train_tokenizer, warm_up_texts
@@ -58,7 +58,7 @@ def prepare(folder: Path) -> tuple[Any, Any, list[Any]]:
         save_model(build_model(scratch, len(chat.tokenizer), 1280, chat, seed=0), chat.tokenizer, folder / "model")
     _, chat = load_model(folder / "model")
     turns = [t for c in data.train[:20] for t in task.turn_states(c)][:PAIRS]
-    embedded = RoleSettings("embedded", "embedded-rules-1", 0.0, 64, 0)
+    embedded = LLMRole(provider="embedded", model="embedded-rules-1")
     made: list[PreferencePair] = build_pairs(task, turns, Generator(LLM(EmbeddedProvider()), embedded, task, ()), 0)[0]
     prompts = PromptEncoder(task, chat, profile.policy.max_prompt_tokens)
     by_id = {t.turn_id: t for t in turns}

@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-
-class Failed(Protocol):
-    """An item that has no answer: resources.llm.base.LLMFailure."""
-
-    @property
-    def label(self) -> str: ...
-    @property
-    def kind(self) -> str: ...
-    @property
-    def message(self) -> str: ...
+if TYPE_CHECKING:
+    from resources.llm.base import LLMFailure
 
 
 class ActError(Exception):
@@ -48,13 +40,13 @@ class PromptError(ActError):
 class RoleError(ActError):
     """Calls of an LLM role failed; the message names the first examples, `failures` has all of them."""
 
-    def __init__(self, what: str, *, where: str = "", todo: str = "", failures: Sequence[Failed] = ()) -> None:
+    def __init__(self, what: str, *, where: str = "", todo: str = "", failures: Sequence[LLMFailure] = ()) -> None:
         super().__init__(what, where=where, todo=todo)
         self.failures = tuple(failures)
 
 
 class TrainingError(ActError):
-    """Training could not go on; what was finished before is intact."""
+    """Training could not continue; what was finished before is intact."""
 
 
 def mistake_of(error: Any, whole: str = "") -> str:

@@ -19,37 +19,20 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def test_the_sample_of_a_task_of_another_package_lies_where_it_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tasks, "get_task", lambda name: replace(PACIFIC, name=name, sample=tmp_path / "brought"))
-    assert data_folder("tea") == (tmp_path / "brought", "bundled sample")
-    monkeypatch.setenv("ACT_DATA_DIR", str(tmp_path))
-    assert data_folder("tea") == (tmp_path, "ACT_DATA_DIR"), "your own data goes first"
-
-
-@pytest.mark.parametrize("unset", [None, ""])
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [(None, "project/.act"), ("", "project/.act"), ("state/of/mine", "state/of/mine"), ("~/state", "user/state")],
+)
 def test_act_home_is_dot_act_in_the_project_unless_set(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unset: str | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str | None, expected: str
 ) -> None:
-    monkeypatch.setattr(home, "PROJECT", tmp_path)
-    if unset is not None:
-        monkeypatch.setenv("ACT_HOME", unset)
-    assert home.act_home() == tmp_path / ".act"
-    assert (tmp_path / ".act").is_dir()
-
-
-def test_act_home_is_created_absolute_and_left_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ACT_HOME", "state/of/mine")
-    assert home.act_home() == tmp_path / "state" / "of" / "mine"
-    assert list(home.act_home().iterdir()) == [], "the probe is gone"
-
-
-def test_act_home_may_begin_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("ACT_HOME", "~/state")
-    assert home.act_home() == tmp_path / "state"
+    monkeypatch.setattr(home, "PROJECT", tmp_path / "project")
+    monkeypatch.setenv("HOME", str(tmp_path / "user"))
+    if given is not None:
+        monkeypatch.setenv("ACT_HOME", given)
+    assert home.act_home() == tmp_path / expected
+    assert list(home.act_home().iterdir()) == [], "it is there, and the probe is gone"
 
 
 @pytest.mark.parametrize("below", ["", "deeper"])
@@ -58,9 +41,9 @@ def test_an_act_home_that_cannot_be_written_says_where_and_what_to_do(
 ) -> None:
     (tmp_path / "file").write_text("a regular file")
     monkeypatch.setenv("ACT_HOME", str(tmp_path / "file" / below))
-    with pytest.raises(ActError, match="ACT_HOME cannot be written") as caught:
+    with pytest.raises(ActError) as caught:
         home.act_home()
-    assert str(tmp_path / "file") in caught.value.where
+    assert caught.value.where == str(tmp_path / "file" / below)
     assert "set ACT_HOME" in caught.value.todo
 
 
@@ -71,22 +54,19 @@ def test_the_bundled_sample_is_the_data_unless_set() -> None:
         assert all((folder / f"{name}.gz").is_file() for name in task.reader.files)
 
 
-def test_act_data_dir_holds_a_folder_per_task_or_the_files_themselves(
+def test_act_data_dir_holds_a_folder_per_task_or_the_files_themselves_and_goes_before_any_sample(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(tasks, "get_task", lambda name: replace(PACIFIC, name=name, sample=tmp_path / "brought"))
+    assert data_folder("tea") == (tmp_path / "brought", "bundled sample"), "of a task of another package"
     monkeypatch.setenv("ACT_DATA_DIR", str(tmp_path))
-    assert data_folder("pacific") == (tmp_path, "ACT_DATA_DIR")
-    (tmp_path / "pacific").mkdir()
-    assert data_folder("pacific") == (tmp_path / "pacific", "ACT_DATA_DIR")
-
-
-def test_an_act_data_dir_that_is_missing_is_never_replaced_by_the_sample(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    assert data_folder("tea") == (tmp_path, "ACT_DATA_DIR")
+    (tmp_path / "tea").mkdir()
+    assert data_folder("tea") == (tmp_path / "tea", "ACT_DATA_DIR")
     monkeypatch.setenv("ACT_DATA_DIR", str(tmp_path / "gone"))
-    with pytest.raises(ActError, match="ACT_DATA_DIR is not a folder") as caught:
+    with pytest.raises(ActError) as caught:
         data_folder("pacific")
-    assert str(tmp_path / "gone") in str(caught.value)
+    assert str(tmp_path / "gone") in caught.value.what
     assert "unset ACT_DATA_DIR" in caught.value.todo
 
 
@@ -98,10 +78,8 @@ def test_prompts_are_the_packages_own_unless_set(tmp_path: Path, monkeypatch: py
 
 def test_dagster_home_follows_the_projects_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACT_HOME", str(tmp_path))
-    folder = home.dagster_home()
-    copy = folder / "dagster.yaml"
-    assert folder == tmp_path / "dagster"
-    assert copy.read_bytes() == (home.PROJECT / "dagster.yaml").read_bytes()
-    copy.write_text("of an older version")
-    home.dagster_home()
-    assert copy.read_bytes() == (home.PROJECT / "dagster.yaml").read_bytes()
+    for _ in range(2):
+        assert home.dagster_home() == tmp_path / "dagster"
+        copy = tmp_path / "dagster" / "dagster.yaml"
+        assert copy.read_bytes() == (home.PROJECT / "dagster.yaml").read_bytes()
+        copy.write_text("of an older version")

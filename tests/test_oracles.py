@@ -16,7 +16,7 @@ from act_assets.pipeline.graph import STAGES
 from act_assets.pipeline.stage import run_stage
 from act_assets.profile import load_profile
 from act_assets.progress import quiet
-from act_assets.roles import Classifier, GoldUser
+from act_assets.roles import GoldUser, RuleClassifier
 from act_assets.run import Run, equipped_task, evaluated_turns, evaluation_side, intents_in
 from act_assets.tasks import data_folder, get_task
 from act_assets.trajectory import ConversationPolicy, Dialogue
@@ -72,7 +72,7 @@ def _evaluate(run: Run, policy: ConversationPolicy) -> tuple[EvaluationReport, l
         task,
         turns,
         policy,
-        Classifier(task, "rule"),
+        RuleClassifier(task),
         GoldUser(),
         intents,
         who,

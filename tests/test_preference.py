@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -40,16 +41,6 @@ class Writes:
         return [f"for {t.turn_id}" + ("?" if a == "CLARIFY" else "") for t, a in zip(turns, actions, strict=True)]
 
 
-def test_a_policy_that_leaves_no_action_to_reject_is_named(pacific: Task, ambiguous: Conversation) -> None:
-    class RejectsNothing(PacificJudge):
-        def rejected_actions(self, turn: TurnState, actions: Sequence[Action]) -> Sequence[str]:
-            return ()
-
-    task = replace(pacific, judge=RejectsNothing())
-    with pytest.raises(ActError, match=r"no action is left to reject beside CLARIFY(?s:.*)turn sales-1#1"):
-        rejected_action(task, task.turn_states(ambiguous)[0], 0)
-
-
 def test_a_turn_is_annotated_once_however_many_readings_it_has(
     pacific: Task, ambiguous: Conversation, every_conversation: list[Conversation]
 ) -> None:
@@ -64,12 +55,10 @@ def test_a_turn_is_annotated_once_however_many_readings_it_has(
 
 
 def test_a_label_that_fails_is_named(pacific: Task, ambiguous: Conversation) -> None:
-    class Failing:
-        def label(self, turns: Sequence[TurnState]) -> list[str | LLMFailure]:
-            return [LLMFailure("timeout", "no answer", True, t.where) for t in turns]
-
-    with pytest.raises(RoleError, match="action labels: 1 of 1"):
-        annotate(pacific, [ambiguous], Failing(), "llm")
+    failing = SimpleNamespace(label=lambda turns: [LLMFailure("timeout", "no answer", True, t.where) for t in turns])
+    with pytest.raises(RoleError) as error:
+        annotate(pacific, [ambiguous], failing, "llm")
+    assert [f.label for f in error.value.failures] == [pacific.turn_states(ambiguous)[0].where]
 
 
 def test_every_reading_has_a_pair_with_one_prompt_and_a_goal_of_its_own(pacific: Task, ambiguous: Conversation) -> None:
@@ -84,23 +73,28 @@ def test_every_reading_has_a_pair_with_one_prompt_and_a_goal_of_its_own(pacific:
     assert {(p.prompt, p.chosen) for p in pairs} == {(messages_of(pacific, turns[0]), turns[0].response.text)}
 
 
-THREE = (Action("CLARIFY", False, "asks"), Action("ANSWER", True, "answers"), Action("DECLINE", True, "declines"))
+class Careful(PacificJudge):
+    """Rejects what it is told that may be rejected."""
 
+    def __init__(self, *may: str) -> None:
+        self.may = may
 
-class NeverDeclines(PacificJudge):
     def rejected_actions(self, turn: TurnState, actions: Sequence[Action]) -> Sequence[str]:
-        return [a.name for a in actions if a.name not in (turn.action, "DECLINE")]
+        return [a.name for a in actions if a.name != turn.action and a.name in self.may]
 
 
 def test_the_losing_action_is_drawn_with_the_seed_from_what_the_task_allows(
     pacific: Task, few_turns: list[TurnState]
 ) -> None:
-    task = replace(pacific, actions=THREE)
+    task = replace(pacific, actions=(*pacific.actions, Action("DECLINE", True, "declines")))
     drawn = [[rejected_action(task, t, seed) for t in few_turns] for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert set(drawn[0]) == {"CLARIFY", "ANSWER", "DECLINE"}
     assert all(a != t.action for t, a in zip(few_turns, drawn[0], strict=True))
-    careful = replace(task, judge=NeverDeclines())
+    careful = replace(task, judge=Careful("CLARIFY", "ANSWER"))
     other = {"CLARIFY": "ANSWER", "ANSWER": "CLARIFY"}
     for seed in range(5):
         assert [rejected_action(careful, t, seed) for t in few_turns] == [other[t.action] for t in few_turns]
+    with pytest.raises(ActError) as error:
+        rejected_action(replace(task, judge=Careful()), few_turns[0], 0)
+    assert error.value.where == few_turns[0].where

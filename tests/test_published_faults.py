@@ -12,28 +12,15 @@ import pytest
 
 from act_assets.conversation import TurnState, Utterance
 from act_assets.preference import build_pairs
-from act_assets.profile import load_profile
-from act_assets.roles import EmbeddedProvider, Generator, RoleSettings, Simulator
+from act_assets.profile import LLMRole
+from act_assets.roles import EmbeddedProvider, Generator, Simulator
 from act_assets.roles.role import draw_in_context
-from act_assets.seeds import derive_seed
 from act_assets.tasks.base import Task, TaskData, messages_of
 from resources.errors import RoleError
 from resources.llm.base import LLMRequest, LLMResponse, ProviderError
 from resources.llm.client import LLM
 
-SETTINGS = RoleSettings("embedded", "embedded-rules-1", 0.0, 77, 0)
-
-
-class Recording(EmbeddedProvider):
-    """The embedded provider, with a record of what it was asked."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.requests: list[LLMRequest] = []
-
-    async def complete(self, request: LLMRequest) -> LLMResponse:
-        self.requests.append(request)
-        return await super().complete(request)
+ROLE = LLM(EmbeddedProvider()), LLMRole(provider="embedded", model="embedded-rules-1", max_output_tokens=77)
 
 
 def test_a_post_clarification_prompt_does_not_hold_its_own_gold_answer(
@@ -54,43 +41,31 @@ def test_a_post_clarification_prompt_does_not_hold_its_own_gold_answer(
         assert turn.response.text not in messages or turn.response.text in earlier
 
 
-def test_the_generator_is_shown_in_context_conversations_and_is_given_limits(
+def test_m_is_shown_seeded_conversations_of_the_training_side_and_has_limits_as_u_has(
     pacific: Task, sample: TaskData, few_turns: list[TurnState]
 ) -> None:
-    """Published: few-shot prompts are never used; limits and stop sequences are never passed to U and M."""
-    provider = Recording()
+    """Published: few-shot prompts are never used, and drawn unseeded, validation's from validation gold;
+    limits and stop sequences are never passed to U and M."""
     examples = draw_in_context(sample.train, 10, seed=0)
-    Generator(LLM(provider), SETTINGS, pacific, examples).generate(
-        few_turns, ["ANSWER"] * len(few_turns), [0] * len(few_turns)
-    )
-    for request in provider.requests:
-        text = "\n".join(m.content for m in request.messages)
-        shown = [e for e in examples if e.turns[0].user in text]
-        assert len(shown) >= 9
-        assert request.sampling.max_output_tokens == 77
-        assert request.sampling.stop
-    user = Recording()
-    asked = (Utterance("assistant", "Which year?", "CLARIFY"),)
-    Simulator(LLM(user), SETTINGS, pacific).reply(
-        few_turns[:1], ["The user wants to know: 1. a thing in 2019"], [asked]
-    )
-    assert user.requests[0].sampling.max_output_tokens == 77
-    assert user.requests[0].sampling.stop
-
-
-def test_in_context_conversations_are_seeded_and_from_the_training_side(sample: TaskData) -> None:
-    """Published: drawn unseeded, validation's from validation gold."""
-    assert draw_in_context(sample.train, 10, 0) == draw_in_context(sample.train, 10, 0)
-    assert draw_in_context(sample.train, 10, 0) != draw_in_context(sample.train, 10, 1)
+    assert examples == draw_in_context(sample.train, 10, 0) != draw_in_context(sample.train, 10, 1)
     assert len(draw_in_context(sample.train[:4], 10, 0)) == 4
     assert not {c.conversation_id for c in sample.validation} & {c.conversation_id for c in sample.train}
+    number = len(few_turns)
+    asked = Generator(*ROLE, pacific, examples).requests(few_turns, ["ANSWER"] * number, [0] * number)
+    for request in asked:
+        text = "\n".join(m.content for m in request.messages)
+        assert sum(e.turns[0].user in text for e in examples) >= 9
+    said = (Utterance("assistant", "Which year?", "CLARIFY"),)
+    asked += Simulator(*ROLE, pacific).requests(few_turns[:1], ["The user wants to know: 1. a thing in 2019"], [said])
+    assert {r.sampling.max_output_tokens for r in asked} == {77}
+    assert all(r.sampling.stop for r in asked)
 
 
 def test_the_loser_of_a_clarify_turn_is_a_sample_of_m_and_not_the_gold_answer(
     pacific: Task, every_turn: list[TurnState]
 ) -> None:
     turns = [t for t in every_turn if t.action == "CLARIFY"]
-    pairs, report = build_pairs(pacific, turns, Generator(LLM(EmbeddedProvider()), SETTINGS, pacific, ()), 0)
+    pairs, report = build_pairs(pacific, turns, Generator(*ROLE, pacific), 0)
     assert report.pairs == len(turns)
     same = sum(p.rejected == p.goal for p in pairs)
     assert same <= 0.05 * len(pairs), f"{same} losers equal the gold goal"
@@ -105,32 +80,15 @@ def test_an_error_of_a_provider_never_becomes_data(pacific: Task, few_turns: lis
         async def complete(self, request: LLMRequest) -> LLMResponse:
             raise ProviderError("rate_limited", "Error: the quota is used up", retryable=False)
 
-    number = len(few_turns)
-    with pytest.raises(RoleError, match=f"losing responses: {number} of {number} questions have no answer"):
-        build_pairs(pacific, few_turns, Generator(LLM(Failing()), SETTINGS, pacific, ()), 0)
+    with pytest.raises(RoleError) as error:
+        build_pairs(pacific, few_turns, Generator(LLM(Failing()), ROLE[1], pacific), 0)
+    assert [f.label for f in error.value.failures] == [t.where for t in few_turns]
 
 
-def test_a_reply_and_the_next_response_are_kept_apart(pacific: Task, few_turns: list[TurnState]) -> None:
+def test_a_reply_and_the_next_response_are_kept_apart(pacific: Task) -> None:
     """Published: replies are parsed after the last colon, and nothing separates them from the next response."""
-
-    class Colon:
-        name = "colon"
-
-        async def complete(self, request: LLMRequest) -> LLMResponse:
-            return LLMResponse("User: the ratio 3:1 in FY:2019\nAssistant: 5", "m")
-
-    asked = (Utterance("assistant", "Which?", "CLARIFY"),)
-    replies = Simulator(LLM(Colon()), SETTINGS, pacific).reply(few_turns[:1], ["i"], [asked])
-    assert replies == ["the ratio 3:1 in FY:2019"]
-
-
-def test_a_prompt_budget_that_leaves_no_room_for_a_response_is_refused(tmp_path: Path) -> None:
-    """Published: max_length = max_prompt_length, and a fifth of the examples keep no response token."""
-    text = Path(__file__).parent / "tiny.yaml"
-    path = tmp_path / "full.yaml"
-    path.write_text(text.read_text().replace("max_prompt_tokens: 320", "max_prompt_tokens: 1264"))
-    with pytest.raises(Exception, match="no room to clarify once"):
-        load_profile(str(path))
+    read = Simulator(*ROLE, pacific).read
+    assert read("User: the ratio 3:1 in FY:2019\nAssistant: 5") == "the ratio 3:1 in FY:2019"
 
 
 def test_no_key_reaches_a_job_file_a_command_or_an_artifact(
@@ -156,23 +114,10 @@ def test_no_key_reaches_a_job_file_a_command_or_an_artifact(
 
     run = make_run(str(Path(__file__).parent / "tiny.yaml"), 0, "pacific", 50, launch)
     assert isinstance(run.store, ArtifactStore)
-    for name in (
-        "raw_dataset",
-        "ambiguous_requests",
-        "conversations",
-        "action_labels",
-        "base_policy",
-        "train_subset",
-        "contrastive_pairs",
-    ):
+    made = "raw_dataset ambiguous_requests conversations action_labels base_policy train_subset contrastive_pairs"
+    for name in made.split():
         run_stage(STAGES, name, run)
     assert commands
     assert secret not in json.dumps(commands)
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or secret.encode() not in path.read_bytes(), path
-
-
-def test_subsets_are_drawn_with_the_seed(sample: TaskData) -> None:
-    """Published: an unseeded shuffle. (Nesting: tests/test_pipeline_data.py.)"""
-    assert derive_seed(0, "train_subset", "pacific") == derive_seed(0, "train_subset", "pacific")
-    assert derive_seed(0, "train_subset", "pacific") != derive_seed(1, "train_subset", "pacific")

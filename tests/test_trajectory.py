@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
-from act_assets.conversation import TurnState, Utterance
-from act_assets.roles import Classifier
+from act_assets.conversation import Trajectory, TurnState, Utterance
+from act_assets.roles import RuleClassifier
 from act_assets.tasks.base import Task
 from act_assets.trajectory import Dialogue, dialogue_seeds, simulate
 from resources.errors import RoleError
@@ -33,18 +34,15 @@ class Echo:
         return [f"{intent}:{len(t)}" for intent, t in zip(intents, trajectories, strict=True)]
 
 
-class Refusing:
-    def reply(self, turns, intents, trajectories):  # type: ignore[no-untyped-def]
-        return [LLMFailure("timeout", "no answer", True, t.turn_id) for t in turns]
-
-
-def _simulate(task: Task, turns: list[TurnState], policy: Scripted, user: object = None, limit: int = 3, **options):  # type: ignore[no-untyped-def]
+def _simulate(  # type: ignore[no-untyped-def]
+    task: Task, turns: list[TurnState], policy: Scripted, limit: int = 3, user=None, classifier=None, **options
+) -> list[Trajectory]:
     intents = [f"i{n}" for n in range(len(turns))]
-    seeds = dialogue_seeds(0, turns)
-    return simulate(turns, seeds, policy, Classifier(task, "rule"), user or Echo(), intents, task, limit, **options)  # type: ignore[arg-type]
+    classifier, user = classifier or RuleClassifier(task), user or Echo()
+    return simulate(turns, dialogue_seeds(0, turns), policy, classifier, user, intents, task, limit, **options)
 
 
-def test_each_conversation_goes_on_until_it_is_settled(pacific: Task, few_turns: list[TurnState]) -> None:
+def test_each_conversation_continues_until_it_is_settled(pacific: Task, few_turns: list[TurnState]) -> None:
     a, b, c = few_turns[:3]
     policy = Scripted({a.turn_id: ["5"], b.turn_id: ["Which?", "6"], c.turn_id: ["Which?", "What?", "7"]})
     first, second, third = _simulate(pacific, [a, b, c], policy)
@@ -58,42 +56,42 @@ def test_each_conversation_goes_on_until_it_is_settled(pacific: Task, few_turns:
     assert policy.batches == [[a.turn_id, b.turn_id, c.turn_id], [b.turn_id, c.turn_id], [c.turn_id]]
 
 
-@pytest.mark.parametrize("limit", [1, 2, 3])
-def test_clarifying_once_too_often_is_a_failed_trajectory(
-    pacific: Task, few_turns: list[TurnState], limit: int
+@pytest.mark.parametrize(
+    ("said", "options", "expected"),
+    [
+        (["Which?"] * 9, {"limit": 1}, ("max_clarifications", 3, 2)),
+        (["Which?"] * 9, {"limit": 3}, ("max_clarifications", 7, 4)),
+        (["Which?", "5"], {"continue_first": lambda turn, action: False}, ("not_rolled_out", 1, 1)),
+        (["Which?", None], {}, ("too_long", 2, 2)),
+    ],
+    ids=["clarified twice of once", "four times of three", "wrong first action", "no room"],
+)
+def test_a_trajectory_that_is_not_settled_has_no_outcome(
+    pacific: Task, few_turns: list[TurnState], said: list[str | None], options: Any, expected: tuple[str, int, int]
 ) -> None:
-    policy = Scripted({few_turns[0].turn_id: ["Which?"] * 9})
-    (trajectory,) = _simulate(pacific, few_turns[:1], policy, limit=limit)
-    assert (trajectory.ended, trajectory.replies, trajectory.outcome) == ("max_clarifications", limit, None)
-    assert len(policy.batches) == limit + 1
+    policy = Scripted({few_turns[0].turn_id: said})
+    (trajectory,) = _simulate(pacific, few_turns[:1], policy, **options)
+    assert (trajectory.ended, len(trajectory.utterances), len(policy.batches)) == expected
+    assert trajectory.outcome is None
 
 
-def test_a_wrong_first_action_is_not_rolled_out(pacific: Task, few_turns: list[TurnState]) -> None:
-    policy = Scripted({few_turns[0].turn_id: ["Which?", "5"]})
-    (trajectory,) = _simulate(pacific, few_turns[:1], policy, continue_first=lambda turn, action: False)
-    assert (trajectory.ended, len(trajectory.utterances)) == ("not_rolled_out", 1)
+class Failing:
+    """A user and a classifier, neither of which answers."""
+
+    def reply(self, turns: Sequence[TurnState], *further: object) -> list[LLMFailure]:
+        return [LLMFailure("timeout", "no answer", True, t.where) for t in turns]
+
+    classify = reply
 
 
-def test_no_room_ends_a_trajectory(pacific: Task, few_turns: list[TurnState]) -> None:
-    policy = Scripted({few_turns[0].turn_id: ["Which?", None]})
-    (trajectory,) = _simulate(pacific, few_turns[:1], policy)
-    assert (trajectory.ended, trajectory.outcome) == ("too_long", None)
-
-
-def test_a_silent_user_is_an_error_that_names_the_turns(pacific: Task, few_turns: list[TurnState]) -> None:
+@pytest.mark.parametrize("role", ["user", "classifier"])
+def test_a_role_that_fails_is_an_error_that_names_the_turns(
+    pacific: Task, few_turns: list[TurnState], role: str
+) -> None:
     policy = Scripted({t.turn_id: ["Which?"] for t in few_turns[:2]})
-    with pytest.raises(RoleError, match="2 of 2") as error:
-        _simulate(pacific, few_turns[:2], policy, Refusing())
-    assert [f.message for f in error.value.failures] == ["no answer"] * 2
-
-
-def test_a_classifier_failure_is_an_error_that_names_the_turn(pacific: Task, few_turns: list[TurnState]) -> None:
-    class Broken:
-        def classify(self, turns, responses):  # type: ignore[no-untyped-def]
-            return [LLMFailure("blocked", "policy", False, t.where) for t in turns]
-
-    with pytest.raises(RoleError, match=few_turns[0].turn_id):
-        simulate(few_turns[:1], [0], Scripted({few_turns[0].turn_id: ["5"]}), Broken(), Echo(), ["i"], pacific, 3)
+    with pytest.raises(RoleError) as error:
+        _simulate(pacific, few_turns[:2], policy, **{role: Failing()})
+    assert [f.label for f in error.value.failures] == [t.where for t in few_turns[:2]]
 
 
 def test_seeds_depend_on_the_turn_and_not_on_its_neighbours(few_turns: list[TurnState]) -> None:

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from act_assets.home import act_home, memo_folder, prompts_folder
 from act_assets.profile import load_profile, profile_names
-from act_assets.roles.role import ROLES, load_template
+from act_assets.roles.prompt import ROLES, load_template
 from act_assets.tasks import all_tasks, data_folder, get_task
 from act_assets.tasks.files import file_record, find_file
 from act_assets.training.preflight import check_compute, known_parameters

@@ -101,7 +101,7 @@ def load_talk(run: Run, method: str, temperature: float) -> Talk:
     """A checkpoint that is up to date, ready to talk; `run.inputs` holds the raw dataset and the conversations."""
     from act_assets.cli.chat_session import Talk
     from act_assets.release.publish import checkpoint_of
-    from act_assets.roles.classifier import Classifier
+    from act_assets.roles.classifier import RuleClassifier
     from act_assets.run import equipped_task, intents_in, roles_of
     from act_assets.training.generation import TransformersEngine
     from act_assets.training.policy import ModelPolicy, PromptEncoder, SamplingSettings, load_model, pick_device
@@ -123,7 +123,7 @@ def load_talk(run: Run, method: str, temperature: float) -> Talk:
     return Talk(
         task,
         policy,
-        Classifier(task, "rule"),
+        RuleClassifier(task),
         run.profile.act.max_clarifications,
         run.seed,
         roles_of(run).simulator() if simulated else None,

@@ -11,7 +11,7 @@ import dagster as dg
 
 from act_assets.defs.partitions import BY_TASK
 from act_assets.home import prompts_folder
-from act_assets.roles.role import ROLES, prompt_hash
+from act_assets.roles.prompt import ROLES, prompt_hash
 from act_assets.tasks import all_tasks
 from resources.errors import PromptError
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from act_assets.profile import Profile
-from act_assets.roles.role import RoleName
+from act_assets.roles.prompt import RoleName
 from act_assets.run import Run
 from act_assets.tasks import modules_hash
 from act_assets.training.history import TrainingPoint

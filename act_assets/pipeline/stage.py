@@ -18,7 +18,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from act_assets.profile import TRANSPORT, Profile
-from act_assets.roles.role import prompt_hash
+from act_assets.roles.prompt import prompt_hash
 from act_assets.run import TRAIN_SIZES, Run
 from act_assets.tasks import source_hash
 from resources.artifacts import Artifact, Key, identity_hash

@@ -6,17 +6,17 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from act_assets.conversation import Conversation
 from act_assets.profile import LLMRole, Profile
-from act_assets.roles.annotator import Annotator
-from act_assets.roles.classifier import Classifier
+from act_assets.roles.annotator import Annotator, GoldAnnotator, RuleAnnotator
+from act_assets.roles.classifier import Classifier, RuleClassifier
 from act_assets.roles.embedded import MODEL, EmbeddedProvider
 from act_assets.roles.generator import Generator
 from act_assets.roles.intent import IntentSummarizer
 from act_assets.roles.perturbation import Perturber
-from act_assets.roles.role import RoleSettings, draw_in_context
+from act_assets.roles.role import Role, draw_in_context
 from act_assets.roles.simulator import Simulator
 from act_assets.tasks.base import Task
 from resources.errors import ActError, ProfileError
@@ -27,10 +27,13 @@ from resources.llm.rate_limit import Limits
 from resources.llm.retry import Persistence
 from resources.llm.service import CallSettings, Endpoint, key_variables, open_llm, price_table, served_at
 
+R = TypeVar("R", bound=Role)
+
 
 @dataclass(frozen=True, slots=True)
-class Cast:
-    """Makes the roles of one task, as a profile names them."""
+class RoleFactory:
+    """Makes the roles of one task, as a profile names them. In-context conversations are drawn from
+    `pool`, which is training data."""
 
     profile: Profile
     task: Task
@@ -40,59 +43,40 @@ class Cast:
     open_role: Callable[[LLMRole], LLM] | None = None  # in the place of `open_llm`
 
     def generator(self, pool: Sequence[Conversation]) -> Generator:
-        """M with in-context conversations drawn from `pool`, which is training data."""
-        role = self.profile.roles.generator
-        examples, shown = self._in_context(pool)
-        return Generator(self.llm(role), self._settings(role), self.task, examples, self.prompts_dir, shown=shown)
+        return self._made(Generator, self.profile.roles.generator, pool)
 
     def intent_summarizer(self) -> IntentSummarizer:
-        role = self.profile.roles.intent
-        return IntentSummarizer(self.llm(role), self._settings(role), self.task, self.prompts_dir)
+        return self._made(IntentSummarizer, self.profile.roles.intent)
 
     def perturber(self) -> Perturber:
-        role = self.profile.roles.played()["perturbation"]
-        return Perturber(self.llm(role), self._settings(role), self.task, self.prompts_dir)
+        return self._made(Perturber, self.profile.roles.played()["perturbation"])
 
     def simulator(self) -> Simulator:
-        role = self.profile.roles.simulator
-        return Simulator(self.llm(role), self._settings(role), self.task, self.prompts_dir)
+        return self._made(Simulator, self.profile.roles.simulator)
 
-    def annotator(self) -> Annotator:
-        role, source = self.profile.roles.annotator, self.profile.labels_from
-        if role.llm is None:
-            return Annotator(self.task, source)
-        return Annotator(self.task, source, self.llm(role.llm), self._settings(role.llm), self.prompts_dir)
+    def annotator(self) -> Annotator | RuleAnnotator | GoldAnnotator:
+        if self.profile.labels_from == "gold":
+            return GoldAnnotator()
+        role = self.profile.roles.annotator.llm
+        return self._made(Annotator, role) if role else RuleAnnotator(self.task)
 
-    def classifier(self, pool: Sequence[Conversation]) -> Classifier:
-        """A with in-context conversations drawn from `pool`, which is training data."""
-        role = self.profile.roles.classifier
-        if role.llm is None:
-            return Classifier(self.task, role.source)
-        examples, shown = self._in_context(pool)
-        llm, settings = self.llm(role.llm), self._settings(role.llm)
-        return Classifier(self.task, role.source, llm, settings, examples, self.prompts_dir, shown=shown)
-
-    def _in_context(self, pool: Sequence[Conversation]) -> tuple[tuple[Conversation, ...], int]:
-        """More than are shown, for a turn never sees a conversation of its own group (itself, its twin)."""
-        shown = self.profile.roles.in_context_conversations
-        largest = max(Counter(c.group_id for c in pool).values(), default=1)
-        return draw_in_context(pool, shown + largest, self.seed), shown
+    def classifier(self, pool: Sequence[Conversation]) -> Classifier | RuleClassifier:
+        role = self.profile.roles.classifier.llm
+        return self._made(Classifier, role, pool) if role else RuleClassifier(self.task)
 
     def llm(self, role: LLMRole) -> LLM:
-        """The model that plays a role, with this run's memo, pace and budget."""
-        opened = self.open_role or (lambda role: open_llm(endpoint_of(role), self.calls, EmbeddedProvider))
-        return opened(role)
+        """The model that plays a role, with this run's memo, rate limit and budget."""
+        if self.open_role is not None:
+            return self.open_role(role)
+        return open_llm(endpoint_of(role), self.calls, EmbeddedProvider)
 
-    def _settings(self, role: LLMRole) -> RoleSettings:
-        return RoleSettings(
-            role.provider,
-            role.model,
-            role.temperature,
-            role.max_output_tokens,
-            self.seed if role.send_seed else None,
-            role.top_p,
-            role.extra,
-        )
+    def _made(self, kind: type[R], role: LLMRole, pool: Sequence[Conversation] = ()) -> R:
+        # More are drawn than are shown, for a turn never sees a conversation of its own group (itself, its twin).
+        shown = self.profile.roles.in_context_conversations
+        largest = max(Counter(c.group_id for c in pool).values(), default=1)
+        examples = draw_in_context(pool, shown + largest, self.seed)
+        llm = self.llm(role)
+        return kind(llm, role, self.task, examples, seed=self.seed, shown=shown, prompts_dir=self.prompts_dir)
 
 
 def check_roles(profile: Profile, *, max_cost_usd: float | None = None) -> None:
@@ -110,7 +94,7 @@ def check_roles(profile: Profile, *, max_cost_usd: float | None = None) -> None:
         raise ProfileError(
             "the profile names roles that cannot be played:\n" + "\n".join(f"  - {m}" for m in mistakes),
             where=f"profile {profile.name}",
-            todo="mend all of them, then run again",
+            todo="fix all of them, then run again",
         )
 
 

@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from act_assets.conversation import ClearRequest
-from act_assets.roles.role import OnDone, PerturbationContext, Prompted, RoleResult, RoleSettings, usage_of
-from act_assets.tasks.base import Task
-from resources.llm.base import LLMRequest, Usage
-
-if TYPE_CHECKING:
-    from resources.llm.client import LLM
+from act_assets.roles.role import OnDone, PerturbationContext, Role, RoleResult
+from resources.llm.base import LLMRequest
 
 
-class Perturber:
+class Perturber(Role):
     """Makes requests ambiguous by the strategy that each of them names."""
 
-    def __init__(self, llm: LLM, settings: RoleSettings, task: Task, prompts_dir: Path | None = None) -> None:
-        self._prompted = Prompted("perturbation", llm, settings, task, prompts_dir)
-
-    @property
-    def usage(self) -> Usage:
-        return usage_of(self._prompted)
+    name = "perturbation"
 
     def requests(self, clear: Sequence[ClearRequest]) -> list[LLMRequest]:
-        """The requests that `perturb` sends, for previews."""
+        """The requests that `perturb` sends."""
         return [
-            self._prompted.request(
+            self.request(
                 request.where,
                 PerturbationContext(request),
                 strategy=request.strategy,
@@ -41,4 +30,4 @@ class Perturber:
 
     def perturb(self, clear: Sequence[ClearRequest], on_done: OnDone | None = None) -> list[RoleResult]:
         """What the model wrote for each request, in order; `TwinMaker.read_reply` reads it."""
-        return self._prompted.ask(self.requests(clear), on_done)
+        return self.answers(self.requests(clear), on_done)

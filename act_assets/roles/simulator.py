@@ -4,51 +4,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from act_assets.conversation import TurnState, Utterance
-from act_assets.roles.role import (
-    OnDone,
-    Prompted,
-    RoleResult,
-    RoleSettings,
-    SimulatorContext,
-    grounding_text,
-    history_lines,
-    spoken,
-    trajectory_lines,
-    usable,
-    usage_of,
-)
-from act_assets.tasks.base import Task
+from act_assets.roles.prompt import grounding_text, history_lines, trajectory_lines
+from act_assets.roles.role import OnDone, Role, RoleResult, SimulatorContext, WithoutModel, spoken
 from act_assets.tasks.rules import one_line
-from resources.llm.base import LLMRequest, Usage
-
-if TYPE_CHECKING:
-    from resources.llm.client import LLM
+from resources.llm.base import LLMRequest
 
 
-class Simulator:
+class Simulator(Role):
     """The user simulator U."""
 
-    def __init__(self, llm: LLM, settings: RoleSettings, task: Task, prompts_dir: Path | None = None) -> None:
-        self.task = task
-        self._prompted = Prompted("simulator", llm, settings, task, prompts_dir, stop=("\nAssistant:",))
-
-    @property
-    def usage(self) -> Usage:
-        return usage_of(self._prompted)
+    name = "simulator"
+    stop = ("\nAssistant:",)
+    wanted = "an utterance of the User"
 
     def requests(
-        self,
-        turns: Sequence[TurnState],
-        intents: Sequence[str],
-        trajectories: Sequence[tuple[Utterance, ...]],
+        self, turns: Sequence[TurnState], intents: Sequence[str], trajectories: Sequence[tuple[Utterance, ...]]
     ) -> list[LLMRequest]:
-        """The requests that `reply` sends, for previews."""
+        """The requests that `reply` sends."""
         return [
-            self._prompted.request(
+            self.request(
                 turn.where,
                 SimulatorContext(turn, intent, utterances),
                 intent=one_line(intent) if self.task.grounding == "intent" else intent,
@@ -69,15 +45,16 @@ class Simulator:
 
         `trajectories` are the utterances since the turn's prompt; each ends with the policy's question.
         """
-        results = self._prompted.ask(self.requests(turns, intents, trajectories), on_done)
-        return usable(results, (t.where for t in turns), _reply, "an utterance of the User")
+        return self.answers(self.requests(turns, intents, trajectories), on_done)
+
+    def read(self, text: str) -> str | None:
+        """One paragraph of the user, on one line."""
+        return one_line(re.split(r"\n[ \t]*\n", spoken(text, "User"), maxsplit=1)[0]) or None
 
 
-class GoldUser:
-    """The user as annotated, for the oracle test: answers the k-th question with the k-th gold reply, and states
-    the clear request once they are used up."""
-
-    usage = Usage()
+class GoldUser(WithoutModel):
+    """The user as annotated, for the oracle test: answers the k-th question with the k-th gold reply,
+    and states the clear request once they are used up."""
 
     def reply(
         self,
@@ -87,15 +64,8 @@ class GoldUser:
         on_done: OnDone | None = None,
     ) -> list[RoleResult]:
         """What the user of each turn says next, in order; `intents` are not looked at."""
-        replies: list[RoleResult] = []
+        replies: list[str] = []
         for turn, _, utterances in zip(turns, intents, trajectories, strict=True):
             said = sum(1 for u in utterances if u.speaker == "user")
             replies.append(turn.gold_replies[said] if said < len(turn.gold_replies) else turn.clear_request)
-            if on_done:
-                on_done()
-        return replies
-
-
-def _reply(text: str) -> str:
-    """One paragraph of the user, on one line."""
-    return one_line(re.split(r"\n[ \t]*\n", spoken(text, "User"), maxsplit=1)[0])
+        return self.results(replies, on_done)

@@ -22,7 +22,7 @@ from act_assets.home import PROJECT
 from act_assets.pipeline import data as pipeline
 from act_assets.pipeline.graph import STAGES
 from act_assets.pipeline.stage import run_stage
-from act_assets.roles.role import ROLES
+from act_assets.roles.prompt import ROLES
 from act_assets.run import make_run
 from act_assets.tasks import all_tasks
 

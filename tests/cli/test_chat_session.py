@@ -9,7 +9,7 @@ import pytest
 
 from act_assets.cli.chat_session import ChatSession, Talk, find_example, first_ambiguous
 from act_assets.conversation import TurnState, Utterance
-from act_assets.roles.classifier import Classifier
+from act_assets.roles.classifier import RuleClassifier
 from act_assets.roles.simulator import GoldUser
 from act_assets.tasks.base import Task, fit_prompt
 from act_assets.trajectory import Dialogue, simulate
@@ -39,7 +39,7 @@ def turn(few_turns: list[TurnState]) -> TurnState:
 
 
 def talk(task: Task, policy: Scripted, **options: object) -> Talk:
-    return replace(Talk(task, policy, Classifier(task, "rule"), 3, 0), **options)  # type: ignore[arg-type]
+    return replace(Talk(task, policy, RuleClassifier(task), 3, 0), **options)  # type: ignore[arg-type]
 
 
 def test_it_asks_and_answers_and_the_goal_is_scored(pacific: Task, turn: TurnState) -> None:
@@ -64,7 +64,7 @@ def test_it_is_the_trajectory_that_an_evaluation_runs(pacific: Task, turn: TurnS
     from act_assets.trajectory import dialogue_seeds
 
     (trajectory,) = simulate(
-        [turn], dialogue_seeds(5, [turn], "evaluation"), evaluated, Classifier(pacific, "rule"), user, [""], pacific, 3
+        [turn], dialogue_seeds(5, [turn], "evaluation"), evaluated, RuleClassifier(pacific), user, [""], pacific, 3
     )
     policy = Scripted(*texts)
     session = ChatSession(

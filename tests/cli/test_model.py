@@ -15,7 +15,7 @@ from act_assets.cli import model as model_cli
 from act_assets.cli.chat_session import Talk
 from act_assets.cli.model import SHOWN, Conversations, printable, shortened
 from act_assets.conversation import TurnState, Utterance
-from act_assets.roles.classifier import Classifier
+from act_assets.roles.classifier import RuleClassifier
 from act_assets.roles.simulator import GoldUser
 from act_assets.tasks.base import Task
 from act_assets.trajectory import Dialogue
@@ -190,7 +190,7 @@ def talked(pacific: Task, few_turns: list[TurnState], capfd: pytest.CaptureFixtu
 
         typed = list(lines)
         intents = {t.intent_id: "1. What he wants." for t in turns}
-        talk = Talk(pacific, Scripted(*texts), Classifier(pacific, "rule"), 1, 0, simulator, intents)
+        talk = Talk(pacific, Scripted(*texts), RuleClassifier(pacific), 1, 0, simulator, intents)
         with pytest.raises(EOFError):
             Conversations(talk, turns, read, "nobody in particular").hold(0)
         return capfd.readouterr().out.split(f"User: {turns[0].request}\n", 1)[1]

@@ -23,7 +23,7 @@ from act_assets.pipeline import data as pipeline
 from act_assets.pipeline.graph import EVALUATIONS, STAGES
 from act_assets.pipeline.stage import run_stage
 from act_assets.preference import build_pairs
-from act_assets.roles.role import ROLES
+from act_assets.roles.prompt import ROLES
 from act_assets.rows import read_rows
 from act_assets.run import TRAIN_SIZES, make_run
 from act_assets.tasks import all_tasks

@@ -22,7 +22,7 @@ from act_assets.evaluation.evaluate import (
     summarise,
     write_report,
 )
-from act_assets.roles import Classifier, GoldUser
+from act_assets.roles import GoldUser, RuleClassifier
 from act_assets.tasks.base import Scores, Task
 from act_assets.tasks.pacific.answer import PacificJudge
 from act_assets.trajectory import Dialogue
@@ -37,7 +37,7 @@ def _evaluate(task: Task, turns: Sequence[TurnState], policy: object, user: obje
         task,
         turns,
         policy,  # type: ignore[arg-type]
-        Classifier(task, "rule"),
+        RuleClassifier(task),
         user or GoldUser(),  # type: ignore[arg-type]
         {},
         WHO,
@@ -269,7 +269,7 @@ def test_the_user_of_each_reading_is_grounded_in_that_reading(pacific: Task, amb
         pacific,
         turns,
         OraclePolicy(),
-        Classifier(pacific, "rule"),
+        RuleClassifier(pacific),
         Wanting(),  # type: ignore[arg-type]
         {t.intent_id: f"I mean {t.clear_request}" for t in turns},
         WHO,

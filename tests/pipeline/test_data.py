@@ -32,7 +32,7 @@ from act_assets.pipeline.stage import run_stage
 from act_assets.preference import annotate
 from act_assets.profile import AmbiguousRequests, Profile, load_profile
 from act_assets.progress import quiet
-from act_assets.roles import Annotator, generator
+from act_assets.roles import Generator, GoldAnnotator
 from act_assets.rows import read_rows, write_rows
 from act_assets.run import Run, evaluated_turns, evaluation_side, intents_in, labelled_conversations, turns_of
 from act_assets.tasks import get_task
@@ -154,7 +154,7 @@ def inputs_with(store: Path, folder: Path, train: Sequence[Conversation]) -> dic
     write_rows(inputs["conversations"].path / "validation.parquet", train[:3], Conversation)
     write_rows(inputs["conversations"].path / "test.parquet", [], Conversation)
     for side, conversations in (("train", train), ("validation", train[:3])):
-        labels = annotate(run.task, conversations, Annotator(run.task, "gold"), "gold")
+        labels = annotate(run.task, conversations, GoldAnnotator(), "gold")
         write_rows(inputs["action_labels"].path / f"{side}.parquet", labels, ActionLabel)
     return inputs
 
@@ -276,20 +276,18 @@ class InContext:
 @pytest.fixture
 def in_context(monkeypatch: pytest.MonkeyPatch) -> InContext:
     seen = InContext()
-    apart = generator.examples_apart_from
 
-    class Recorder(generator.Generator):
+    class Recorder(Generator):
         def __init__(self, llm: Any, settings: Any, task: Any, examples: Sequence[Conversation], *a: Any, **k: Any):
             seen.ids += [c.conversation_id for c in examples]
             super().__init__(llm, settings, task, examples, *a, **k)
 
-    def counted(*arguments: Any) -> Any:
-        examples = apart(*arguments)
-        seen.shown.add(len(examples))
-        return examples
+        def examples_apart_from(self, turn: Any) -> Any:
+            examples = super().examples_apart_from(turn)
+            seen.shown.add(len(examples))
+            return examples
 
     monkeypatch.setattr("act_assets.roles.build.Generator", Recorder)
-    monkeypatch.setattr(generator, "examples_apart_from", counted)
     return seen
 
 

@@ -14,7 +14,7 @@ from act_assets.methods import METHODS
 from act_assets.pipeline.graph import STAGES
 from act_assets.pipeline.plan import plan
 from act_assets.pipeline.stage import run_stage
-from act_assets.profile import AnnotatorRole, LLMRole, Profile
+from act_assets.profile import LLMRole, Profile, SourcedRole
 from act_assets.progress import quiet
 from act_assets.roles.embedded import MODEL
 from act_assets.run import Run
@@ -42,7 +42,7 @@ def run(pacific: Task, sample: TaskData, ambiguous: Conversation, tiny_profile: 
         [*sample.train[:49], ambiguous],
         [*sample.validation[:3], replace(ambiguous, conversation_id="more sales", turns=turns)],
     )
-    annotator = AnnotatorRole(source="llm", llm=LLMRole(provider="embedded", model=MODEL))
+    annotator = SourcedRole(source="llm", llm=LLMRole(provider="embedded", model=MODEL))
     roles = tiny_profile.roles.model_copy(update={"annotator": annotator})
     return Run(
         task=replace(pacific, reader=reader),

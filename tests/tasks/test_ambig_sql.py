@@ -13,11 +13,12 @@ import pytest
 
 from act_assets.conversation import AmbiguousTwin, ClearRequest, Conversation, Reference, TurnState
 from act_assets.pipeline.checks import balanced
+from act_assets.profile import LLMRole
 from act_assets.roles.classifier import Classifier
 from act_assets.roles.embedded import MODEL, EmbeddedProvider
 from act_assets.roles.generator import Generator
 from act_assets.roles.perturbation import Perturber
-from act_assets.roles.role import RoleSettings, load_template
+from act_assets.roles.prompt import load_template
 from act_assets.roles.simulator import Simulator
 from act_assets.tasks.ambig_sql.spider import database_name, read_spider
 from act_assets.tasks.ambig_sql.strategy import query_facts
@@ -28,7 +29,7 @@ from resources.errors import ActError, DataError
 from resources.llm.client import LLM
 
 SAMPLE = Path(__file__).resolve().parents[2] / "datasets" / "sample" / "ambig_sql"
-SETTINGS = RoleSettings("embedded", MODEL, 0.0, 64, 7)
+SETTINGS = LLMRole(provider="embedded", model=MODEL)
 LIMITS: dict[str, int | None] = {"train": 250, "validation": 50, "test": 200}
 TWINS = AmbigSqlTwins()
 
@@ -236,7 +237,7 @@ def test_prompts_are_rendered_with_what_they_need(states: list[TurnState], paire
         "The request is taken as it stands. Next, the Assistant directly answers the user's request.)\nAssistant:"
     )
     assert text.count("=== Conversation") == 5
-    (asked,) = Classifier(AMBIG_SQL, "llm", llm, SETTINGS, paired.train[4:8]).requests([turn], ["SELECT 1"])
+    (asked,) = Classifier(llm, SETTINGS, AMBIG_SQL, paired.train[4:8]).requests([turn], ["SELECT 1"])
     assert asked.messages[-1].content.endswith("Assistant: SELECT 1\n\nLabel of the last Assistant utterance:")
 
 

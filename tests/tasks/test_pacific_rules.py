@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 
 from act_assets.conversation import ANSWER, CLARIFY, ContextBlock, Message, Reference, TurnState
+from act_assets.profile import LLMRole
 from act_assets.roles.embedded import MODEL, EmbeddedProvider
 from act_assets.roles.generator import Generator
-from act_assets.roles.role import RoleSettings
 from act_assets.tasks.pacific.answer import SCALE_NOTES, parse
 from act_assets.tasks.pacific.task import PACIFIC
 from resources.llm.client import LLM
 
 SAMPLE = PACIFIC.reader.read(Path(__file__).parents[2] / "datasets" / "sample" / "pacific")
 TURNS = [t for c in (*SAMPLE.train, *SAMPLE.validation) for t in PACIFIC.turn_states(c)]
-SETTINGS = RoleSettings("embedded", MODEL, 0.7, 96, 7)
+SETTINGS = LLMRole(provider="embedded", model=MODEL, temperature=0.7)
 
 
 def other_action(turn: TurnState) -> str:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from act_assets.conversation import CLARIFY, Message, Reference, TurnState, Utterance
+from act_assets.profile import LLMRole
 from act_assets.roles.embedded import MODEL, EmbeddedProvider
 from act_assets.roles.intent import IntentSummarizer
-from act_assets.roles.role import RoleSettings
 from act_assets.roles.simulator import Simulator
 from act_assets.tasks.pacific.task import PACIFIC
 from act_assets.tasks.rules import intent_items
@@ -21,7 +21,7 @@ from resources.llm.client import LLM
 SAMPLE = PACIFIC.reader.read(Path(__file__).parents[2] / "datasets" / "sample" / "pacific")
 CONVERSATIONS = (*SAMPLE.train, *SAMPLE.validation)
 TURNS = [t for c in CONVERSATIONS for t in PACIFIC.turn_states(c)]
-SETTINGS = RoleSettings("embedded", MODEL, 0.0, 64, 7)
+SETTINGS = LLMRole(provider="embedded", model=MODEL)
 QUESTION = (Utterance("assistant", "Which one are you asking about?", CLARIFY.name),)
 
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from act_assets.profile import Lora, Profile, load_profile
+from act_assets.profile import LLMRole, Lora, Profile, load_profile
 from resources.settings import Compute
 
 TESTS = Path(__file__).resolve().parent.parent
@@ -71,7 +71,7 @@ def write_base(folder: Path) -> None:
 def train(variant: Variant, folder: Path) -> tuple[dict[str, Any], list[Any]]:
     """Trains into `folder/out`, going on from `folder/work`; gives facts and points."""
     from act_assets.preference import build_pairs
-    from act_assets.roles import Classifier, EmbeddedProvider, Generator, RoleSettings, Simulator
+    from act_assets.roles import EmbeddedProvider, Generator, RuleClassifier, Simulator
     from act_assets.tasks import get_task
     from act_assets.training.act_trainer import train_act
     from act_assets.training.sft import train_sft
@@ -86,7 +86,7 @@ def train(variant: Variant, folder: Path) -> tuple[dict[str, Any], list[Any]]:
     turns = [t for c in data.train[:8] for t in task.turn_states(c)][:40]
     if variant.stage == "sft":
         return train_sft(task, turns, turns[:8], (str(folder / "base"), None), profile, 3, out, folder / "work")
-    embedded = RoleSettings("embedded", "embedded-rules-1", 0.0, 64, 0)
+    embedded = LLMRole(provider="embedded", model="embedded-rules-1")
     pairs = build_pairs(task, turns, Generator(LLM(EmbeddedProvider()), embedded, task, ()), 0)[0]
     by_id = {t.turn_id: t for t in turns}
     return train_act(
@@ -96,7 +96,7 @@ def train(variant: Variant, folder: Path) -> tuple[dict[str, Any], list[Any]]:
         by_id,
         pairs[:8],
         {t.intent_id: t.clear_request for t in turns},
-        Classifier(task, "rule"),
+        RuleClassifier(task),
         Simulator(LLM(EmbeddedProvider()), embedded, task),
         folder / "base",
         profile,

@@ -14,8 +14,8 @@ import torch
 
 from act_assets.conversation import Conversation, PreferencePair, Trajectory, TurnState, Utterance
 from act_assets.preference import build_pairs
-from act_assets.profile import Lora, Profile
-from act_assets.roles import Classifier, EmbeddedProvider, Generator, RoleSettings, Simulator
+from act_assets.profile import LLMRole, Lora, Profile
+from act_assets.roles import EmbeddedProvider, Generator, RuleClassifier, Simulator
 from act_assets.rows import read_rows
 from act_assets.tasks.base import Task
 from act_assets.tasks.pacific.answer import PacificJudge
@@ -53,7 +53,7 @@ def model(tiny_profile: Profile, chat: ChatFormat) -> Any:
 
 @pytest.fixture(scope="module")
 def preference_pairs(pacific: Task, few_turns: list[TurnState]) -> list[PreferencePair]:
-    settings = RoleSettings("embedded", "embedded-rules-1", 0.0, 64, 0)
+    settings = LLMRole(provider="embedded", model="embedded-rules-1")
     return build_pairs(pacific, few_turns, Generator(LLM(EmbeddedProvider()), settings, pacific, ()), 0)[0]
 
 
@@ -206,7 +206,7 @@ def test_every_reading_is_rolled_out_with_its_own_user(
     training = SelfTraining(
         pacific,
         AsksThenRepeats(),  # type: ignore[arg-type]
-        Classifier(pacific, "rule"),
+        RuleClassifier(pacific),
         Wanting(),  # type: ignore[arg-type]
         {t.intent_id: t.goal.text for t in turns},
         tiny_profile.act,
@@ -237,7 +237,7 @@ def test_a_silent_simulator_ends_the_training_instead_of_spoiling_it(
     training = SelfTraining(
         pacific,
         Asking(),  # type: ignore[arg-type]
-        Classifier(pacific, "rule"),
+        RuleClassifier(pacific),
         Refusing(),  # type: ignore[arg-type]
         {p.turn.intent_id: "" for p in clarify},
         tiny_profile.act,
@@ -381,7 +381,7 @@ def _train(
     (folder / "out").mkdir()
     by_id = {t.turn_id: t for t in turns}
     intents = {t.intent_id: f"The user wants to know: 1. {t.clear_request}" for t in turns}
-    user = Simulator(LLM(EmbeddedProvider()), RoleSettings("embedded", "embedded-rules-1", 0.0, 64, 0), task)
+    user = Simulator(LLM(EmbeddedProvider()), LLMRole(provider="embedded", model="embedded-rules-1"), task)
     return train_act(
         task,
         by_id,
@@ -389,7 +389,7 @@ def _train(
         by_id,
         pairs[:8],
         intents,
-        Classifier(task, "rule"),
+        RuleClassifier(task),
         user,
         folder / "sft",
         profile,

@@ -16,7 +16,7 @@ import torch
 from act_assets.conversation import Trajectory, TurnState
 from act_assets.home import PACKAGE
 from act_assets.profile import Profile
-from act_assets.roles.build import Cast
+from act_assets.roles.build import RoleFactory
 from act_assets.roles.role import require_all
 from act_assets.tasks.base import Task, TaskData
 from act_assets.training.base_policy import build_model
@@ -393,7 +393,7 @@ def rollouts(
     turns = [t for c in sample.train[:30] for t in pacific.turn_states(c)][:64]
     assert len(turns) == 64
     calls = CallSettings(tmp_path_factory.mktemp("memo"))
-    cast = Cast(tiny_profile, pacific, PACKAGE / "prompts", 0, calls)
+    cast = RoleFactory(tiny_profile, pacific, PACKAGE / "prompts", 0, calls)
     simulator = cast.simulator()
     summaries = require_all(cast.intent_summarizer().summarize(sample.train[:30]), "intents")
     intents = {c.conversation_id: text for c, text in zip(sample.train[:30], summaries, strict=True)}

@@ -12,8 +12,8 @@ import torch
 
 from act_assets.conversation import TurnState
 from act_assets.preference import build_pairs
-from act_assets.profile import Optimisation, Profile
-from act_assets.roles import EmbeddedProvider, Generator, RoleSettings
+from act_assets.profile import LLMRole, Optimisation, Profile
+from act_assets.roles import EmbeddedProvider, Generator
 from act_assets.tasks.base import Task
 from act_assets.training.act import Pair, initial_pair
 from act_assets.training.base_policy import build_model
@@ -38,7 +38,7 @@ def chat(tiny_tokenizer: Any) -> ChatFormat:
 @pytest.fixture(scope="module")
 def pairs(pacific: Task, few_turns: list[TurnState], chat: ChatFormat) -> list[Pair]:
     prompts, turns = PromptEncoder(pacific, chat, 320), {t.turn_id: t for t in few_turns}
-    role = RoleSettings("embedded", "embedded-rules-1", 0.0, 64, 0)
+    role = LLMRole(provider="embedded", model="embedded-rules-1")
     made = build_pairs(pacific, few_turns, Generator(LLM(EmbeddedProvider()), role, pacific, ()), 0)[0]
     return [initial_pair(turns[p.turn_id], p, prompts, 1280) for p in made][:16]
 

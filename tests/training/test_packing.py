@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from act_assets.conversation import TurnState
 from act_assets.preference import build_pairs
-from act_assets.roles import EmbeddedProvider, Generator, RoleSettings
+from act_assets.profile import LLMRole
+from act_assets.roles import EmbeddedProvider, Generator
 from act_assets.tasks.base import Task
 from act_assets.training.act import Pair, initial_pair
 from act_assets.training.chat_template import ChatFormat
@@ -46,7 +47,7 @@ def pairs(pacific: Task, few_turns: list[TurnState], tiny_tokenizer: Any) -> lis
     """Real PACIFIC pairs as tokens."""
     chat = ChatFormat(tiny_tokenizer)
     prompts, turns = PromptEncoder(pacific, chat, 320), {t.turn_id: t for t in few_turns}
-    role = RoleSettings("embedded", "embedded-rules-1", 0.0, 64, 0)
+    role = LLMRole(provider="embedded", model="embedded-rules-1")
     made = build_pairs(pacific, few_turns, Generator(LLM(EmbeddedProvider()), role, pacific, ()), 0)[0]
     return [initial_pair(turns[p.turn_id], p, prompts, 1280) for p in made]
 

@@ -21,15 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from act_assets.conversation import ContextBlock
-from act_assets.tasks.files import file_record, find_file
-from act_assets.tasks.official import AGAIN, items_of, read_json, text_of, what_is_wrong
+from act_assets.tasks.files import AGAIN, file_record, find_file, malformed, read_items, text_of
 from act_assets.tasks.rules import one_line, words
 from resources.errors import DataError
 
 TASK = "ambig_sql"
 TABLES, TRAIN, DEV = "tables.json", "train_spider.json", "dev.json"
 SECTION = "schema"
-_MEND = f"{AGAIN}, or mend this item"
+_FIX = f"{AGAIN}, or fix this item"
 _DB_ID = re.compile(r"\w[\w.-]*")
 
 
@@ -114,7 +113,7 @@ def read_spider(folder: Path) -> Spider:
                 raise DataError(
                     f"the question is about the database {q.db_id!r}, which {path.name} does not describe",
                     where=_where(source, q.number),
-                    todo=f"use {path.name} and {source.name} of one release, or mend this item",
+                    todo=f"use {path.name} and {source.name} of one release, or fix this item",
                 )
     trained = {q.db_id for q in train}
     for q in dev:
@@ -172,8 +171,7 @@ def plain_database(folder: Path, db_id: str) -> Iterator[Path]:
 
 def read_questions(path: Path) -> tuple[SpiderQuestion, ...]:
     """All questions of a file. Raises DataError naming the file and the item."""
-    items = items_of(TASK, path, read_json(TASK, path))
-    return tuple(_question(item, path, number) for number, item in enumerate(items, start=1))
+    return tuple(_question(item, path, number) for number, item in enumerate(read_items(TASK, path), start=1))
 
 
 def _question(item: Any, path: Path, number: int) -> SpiderQuestion:
@@ -185,20 +183,20 @@ def _question(item: Any, path: Path, number: int) -> SpiderQuestion:
                 raise ValueError(f"{key!r} is blank")
         return SpiderQuestion(number, db_id, one_line(question), query)
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(what_is_wrong(error), where=_where(path, number), todo=_MEND) from error
+        raise malformed(error, _where(path, number), _FIX) from error
 
 
 def read_schemas(path: Path) -> dict[str, Schema]:
     """The schemas of `tables.json` by db_id. Raises DataError naming the file and the item."""
     schemas: dict[str, Schema] = {}
-    for number, item in enumerate(items_of(TASK, path, read_json(TASK, path)), start=1):
+    for number, item in enumerate(read_items(TASK, path), start=1):
         try:
             schema = _schema(item)
             if schema.db_id in schemas:
                 raise ValueError(f"the database {schema.db_id!r} is described twice")
         except (KeyError, TypeError, ValueError) as error:
             name = item.get("db_id", "?") if isinstance(item, dict) else "?"
-            raise DataError(what_is_wrong(error), where=f"{_where(path, number)} ({name})", todo=_MEND) from error
+            raise malformed(error, f"{_where(path, number)} ({name})", _FIX) from error
         schemas[schema.db_id] = schema
     return schemas
 

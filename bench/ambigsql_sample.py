@@ -18,8 +18,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, get_args
 
-from act_assets.tasks.ambig_sql.perturbation import Perturbed, SchemaNames, perturb
-from act_assets.tasks.ambig_sql.strategy import Strategy, strategy_of
+from act_assets.tasks.ambig_sql.perturbation import perturb
+from act_assets.tasks.ambig_sql.phrases import SchemaNames
+from act_assets.tasks.ambig_sql.strategy import Perturbed, Strategy, strategy_of
 
 FOLDER = Path(__file__).parent.parent / "datasets" / "sample" / "ambig_sql"
 SEED = 0

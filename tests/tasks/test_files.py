@@ -40,18 +40,18 @@ class WithDatabases(PacificReader):
 
 
 def test_files_come_by_their_official_names_further_ones_last(tmp_path: Path, pacific: Task) -> None:
-    for name in ("train.json.gz", "validation.json.gz", "validation.json", "database/b/b.sqlite", "database/a/a.sqlite"):
+    databases = ["database/a/a.sqlite", "database/b/b.sqlite"]
+    for name in ("train.json.gz", "validation.json.gz", "validation.json", *databases):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     found = source_files(replace(pacific, reader=WithDatabases()), tmp_path)
     assert {name: str(path.relative_to(tmp_path)) for name, path in found.items()} == {
         "train.json": "train.json.gz",
         "validation.json": "validation.json",  # plain before compressed
-        "database/a/a.sqlite": "database/a/a.sqlite",
-        "database/b/b.sqlite": "database/b/b.sqlite",
+        **dict(zip(databases, databases, strict=True)),
     }
-    assert list(found)[2:] == ["database/a/a.sqlite", "database/b/b.sqlite"]
-    assert file_record(found["database/a/a.sqlite"], "database/a/a.sqlite")[0].name == "database/a/a.sqlite"
+    assert list(found)[2:] == databases
+    assert file_record(found[databases[0]], databases[0])[0].name == databases[0]
     (tmp_path / "train.json.gz").unlink()
     with pytest.raises(DataError, match=r"train\.json") as caught:
         source_files(pacific, tmp_path)

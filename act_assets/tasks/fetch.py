@@ -53,16 +53,48 @@ def fetch(
     `source` is a folder to take the files from instead of the network, `everything` takes the optional files too, and
     `force` replaces files that are there and differ. What is right already stays as it is. Raises DataError.
     """
+    folder = to / task
     if source is not None and not source.is_dir():
         raise DataError("the folder to take files from is not there", where=str(source), todo="check --from")
     try:
         if isinstance(entry, ByHand):
-            return _by_hand(task, entry, to / task, source, force)
-        return _published(task, entry, to / task, source, base_url, everything, force, progress)
+            origin = _unpacked(task, entry, folder, source)
+            names = _needed(entry, origin)[0]
+            there = [name for name in names if (folder / name).exists()]
+            same = [n for n in there if origin == folder or filecmp.cmp(origin / n, folder / n, shallow=False)]
+            wrong = [name for name in there if name not in same]
+        else:
+            files = {file.name: file for file in entry.wanted(everything)}
+            names = list(files)
+            found = {name: file_record(folder / name)[0].git_blob for name in names if (folder / name).exists()}
+            same = [name for name in found if found[name] == files[name].blob]
+            wrong = [f"{n} (git blob {b}, official: {files[n].blob})" for n, b in found.items() if n not in same]
+        if wrong and not force:
+            raise DataError(
+                "files are there that are not the official ones:"
+                + "".join(f"\n  - {name}" for name in wrong[:NAMED])
+                + _more(wrong),
+                where=str(folder),
+                todo="move them away, or replace them with --force",
+            )
+        lacking = [name for name in names if name not in same]
+        offline = (
+            _contents(task, [files[n] for n in lacking], source) if source and isinstance(entry, Published) else {}
+        )
+        for name in lacking:
+            if isinstance(entry, ByHand):
+                with _placed(folder / name) as path:
+                    shutil.copyfile(origin / name, path)
+            else:
+                content = offline[name] if source else _downloaded(entry, files[name], base_url, progress)
+                with _placed(folder / name) as path:
+                    path.write_bytes(content)
+        how: How = "copied" if source else "downloaded"
+        return [Fetched(n, (folder / n).stat().st_size, how if n in lacking else "already there") for n in names]
     except OSError as error:
         raise DataError(
             f"cannot be read or written: {error}",
-            where=str(to / task),
+            where=str(folder),
             todo="free disk space, or choose a folder that you may write to with --to",
         ) from error
 
@@ -83,34 +115,6 @@ def _state(path: Path, blob: str) -> str:
 
 
 # What is published file by file
-
-
-def _published(
-    task: str,
-    entry: Published,
-    folder: Path,
-    source: Path | None,
-    base_url: str,
-    everything: bool,
-    force: bool,
-    progress: bool,
-) -> list[Fetched]:
-    wanted = entry.wanted(everything)
-    found = {file.name: file_record(folder / file.name)[0].git_blob for file in wanted if (folder / file.name).exists()}
-    lacking = [file for file in wanted if found.get(file.name) != file.blob]
-    wrong = [f"{f.name} (git blob {found[f.name]}, official: {f.blob})" for f in lacking if f.name in found]
-    _refuse_to_replace(wrong, folder, force)
-    offline = _contents(task, lacking, source) if source else {}
-    fetched = []
-    for file in wanted:
-        how: How = "already there"
-        if file in lacking:
-            how = "copied" if source else "downloaded"
-            content = offline[file.name] if source else _downloaded(entry, file, base_url, progress)
-            with _placed(folder / file.name) as path:
-                path.write_bytes(content)
-        fetched.append(Fetched(file.name, (folder / file.name).stat().st_size, how))
-    return fetched
 
 
 def _downloaded(entry: Published, file: PublishedFile, base_url: str, progress: bool) -> bytes:
@@ -202,8 +206,9 @@ def _contents(task: str, files: Sequence[PublishedFile], source: Path) -> dict[s
 # What a person has to fetch
 
 
-def _by_hand(task: str, entry: ByHand, folder: Path, source: Path | None, force: bool) -> list[Fetched]:
-    """The files where a person has put them, or copied from an unpacked archive."""
+def _unpacked(task: str, entry: ByHand, folder: Path, source: Path | None) -> Path:
+    """The folder that holds all that is needed: in an unpacked archive, or where a person has put it. Raises DataError,
+    which says how to get it."""
     if source is not None:
         inner = [source, *sorted(path for path in source.iterdir() if path.is_dir())]
         source = next((p for p in inner if all((p / name).is_file() for name in entry.listed)), source)
@@ -224,14 +229,7 @@ def _by_hand(task: str, entry: ByHand, folder: Path, source: Path | None, force:
             todo=f"download the archive from that page, unpack it, and run `act data fetch {task} --from FOLDER`, "
             f"which checks and copies it; or put these there yourself: {entry.layout}",
         )
-    there = [name for name in names if (folder / name).exists()]
-    same = {n for n in there if source is None or filecmp.cmp(source / n, folder / n, shallow=False)}
-    _refuse_to_replace([name for name in there if name not in same], folder, force)
-    for name in names:
-        if source and name not in same:
-            with _placed(folder / name) as path:
-                shutil.copyfile(source / name, path)
-    return [Fetched(n, (folder / n).stat().st_size, "already there" if n in same else "copied") for n in names]
+    return source or folder
 
 
 def _needed(entry: ByHand, folder: Path) -> tuple[list[str], list[str]]:
@@ -270,17 +268,6 @@ def _placed(target: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             target.parent.rmdir()
-
-
-def _refuse_to_replace(wrong: Sequence[str], folder: Path, force: bool) -> None:
-    if wrong and not force:
-        raise DataError(
-            "files are there that are not the official ones:"
-            + "".join(f"\n  - {name}" for name in wrong[:NAMED])
-            + _more(wrong),
-            where=str(folder),
-            todo="move them away, or replace them with --force",
-        )
 
 
 def _more(names: Sequence[str]) -> str:

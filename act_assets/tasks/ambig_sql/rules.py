@@ -12,6 +12,7 @@ from act_assets.conversation import ANSWER, CLARIFY, ClearRequest, TurnState, Ut
 from act_assets.tasks.ambig_sql.guess import by_overlap, guesses, same_query
 from act_assets.tasks.ambig_sql.perturbation import perturb
 from act_assets.tasks.ambig_sql.phrases import COUNTED, SchemaNames, stem
+from act_assets.tasks.ambig_sql.presentation import ORDER_QUESTIONS
 from act_assets.tasks.ambig_sql.spider import Table, parse_tables, tables_of
 from act_assets.tasks.ambig_sql.strategy import Perturbed, perturbation_text
 from act_assets.tasks.rules import Draw, Rules, one_line, words
@@ -43,13 +44,16 @@ class AmbigSqlRules(Rules):
 
     def perturb(self, clear: ClearRequest) -> str | None:
         """The two lines that a model is asked for; the clear request itself where no rule can mask it."""
-        tables = parse_tables(clear.grounding.splitlines())
-        names = SchemaNames(tuple(t.natural for t in tables), tuple(c.natural for t in tables for c in t.columns))
+        names = names_of(parse_tables(clear.grounding.splitlines()))
         try:
             twin = perturb(clear.request, clear.target, clear.strategy, names)
         except ValueError:  # a target that cannot be parsed, which the task reports
             twin = None
         return perturbation_text(twin or Perturbed(clear.request, STOCK_QUESTION))
+
+
+def names_of(tables: Sequence[Table]) -> SchemaNames:
+    return SchemaNames(tuple(t.natural for t in tables), tuple(c.natural for t in tables for c in t.columns))
 
 
 # Clarifying questions of the three strategies. What a request says of its presentation decides which may be asked.
@@ -109,12 +113,7 @@ def _presentation(request: str, noun: str) -> list[str]:
             f"What decides which of the {noun} come first?",
             "What should the ranking be based on?",
         ]
-    return [
-        "In which order should the results be listed?",
-        "By what should the results be sorted, and in which direction?",
-        "What should the results be ordered by, and which end comes first?",
-        "How should the results be sorted?",
-    ]
+    return list(ORDER_QUESTIONS)
 
 
 _NO_PLURAL = words("aircraft equipment faculty furniture news people personnel series sheep software staff")

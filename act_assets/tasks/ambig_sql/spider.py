@@ -310,8 +310,13 @@ _RESERVED = words(
     "references regexp returning rollback select set table then to transaction union unique update using values when "
     "where with"
 )
-_NAME = r'"(?:[^"]|"")+"|[^\W\d]\w*'
-_TOKEN = re.compile(rf"\s*({_NAME}|->|[(),;.])")
+_NAME = r'(?:"(?:[^"]|"")+"|[^\W\d]\w*)'
+_COLUMN = rf"({_NAME}) ({_NAME})( primary key)?"
+_FOREIGN_KEY = rf"; ({_NAME}) -> ({_NAME})\.({_NAME})"
+_TABLE = re.compile(
+    rf"\s*(?P<name>{_NAME}) \((?P<columns>(?:{_COLUMN}(?:, (?!\))|(?=[;)])))*)"
+    rf"(?:; primary key \((?P<primary>{_NAME}(?:, {_NAME})*)\))?(?P<foreign>(?:{_FOREIGN_KEY})*)\)\s*"
+)
 
 
 def quoted(name: str) -> str:
@@ -338,42 +343,19 @@ def table_text(table: Table) -> str:
 
 def parse_table(text: str) -> Table:
     """The inverse of `table_text`, but for names in words, which follow from the others. Raises ValueError."""
-    parts = _tokens(text)
-    take = lambda: next(parts)  # noqa: E731
-    try:
-        name, columns, primary, foreign = _plain(take()), [], [], []
-        _expect(take(), "(")
-        part = take()
-        while part not in (")", ";"):
-            column, kind = _plain(part), _plain(take())
-            columns.append(Column(column, kind, in_words(column)))
-            part = take()
-            if part == "primary":
-                _expect(take(), "key")
-                primary.append(column)
-                part = take()
-            if part == ",":
-                part = take()
-        while part == ";":
-            part = take()
-            if part == "primary":
-                _expect(take(), "key")
-                while (part := take()) != ")":
-                    if part not in "(,":
-                        primary.append(_plain(part))
-            else:
-                column = _plain(part)
-                _expect(take(), "->")
-                table = _plain(take())
-                _expect(take(), ".")
-                foreign.append(ForeignKey(column, table, _plain(take())))
-            part = take()
-        _expect(part, ")")
-        if (rest := next(parts, None)) is not None:
-            raise ValueError(f"more after it: {rest!r}")
-    except (StopIteration, ValueError) as error:
-        raise ValueError(f"this is no table of a schema: {text!r}") from error
-    return Table(name, in_words(name), tuple(columns), tuple(primary), tuple(foreign))
+    found = _TABLE.fullmatch(text)
+    if found is None:
+        raise ValueError(f"this is no table of a schema: {text!r}")
+    columns = re.findall(_COLUMN, found["columns"])
+    primary = [column for column, _, key in columns if key] + re.findall(_NAME, found["primary"] or "")
+    name = _plain(found["name"])
+    return Table(
+        name,
+        in_words(name),
+        tuple(Column(_plain(column), kind, in_words(_plain(column))) for column, kind, _ in columns),
+        tuple(map(_plain, primary)),
+        tuple(ForeignKey(*map(_plain, key)) for key in re.findall(_FOREIGN_KEY, found["foreign"])),
+    )
 
 
 def parse_tables(texts: Sequence[str]) -> tuple[Table, ...]:
@@ -386,22 +368,6 @@ def tables_of(context: Sequence[ContextBlock]) -> tuple[Table, ...]:
     return parse_tables([b.text for b in context if b.section == SECTION])
 
 
-def _tokens(text: str) -> Iterator[str]:
-    position = 0
-    while position < len(text.rstrip()):
-        match = _TOKEN.match(text, position)
-        if match is None:
-            raise ValueError(f"{text[position:]!r} cannot be read")
-        position = match.end()
-        yield match.group(1)
-
-
-def _plain(part: str) -> str:
-    if not re.fullmatch(_NAME, part):
-        raise ValueError(f"{part!r} is no name")
-    return part[1:-1].replace('""', '"') if part[0] == '"' else part
-
-
-def _expect(part: str, wanted: str) -> None:
-    if part != wanted:
-        raise ValueError(f"{part!r} instead of {wanted!r}")
+def _plain(name: str) -> str:
+    """The inverse of `quoted`."""
+    return name[1:-1].replace('""', '"') if name[0] == '"' else name

@@ -70,7 +70,9 @@ def _conversation(item: Any, path: Path, number: int) -> Conversation:
         for row in rows:
             if not (isinstance(row, list) and all(isinstance(cell, str) for cell in row)):
                 raise ValueError(f"a table row must be a list of strings, not {row!r}")
-            context.append(ContextBlock("table", _row_text(row), essential=row is rows[0]))
+            # `first : second | third`, the published code's form
+            first, *rest = [cell.strip() for cell in row] or [""]
+            context.append(ContextBlock("table", f"{first} : {' | '.join(rest)}", essential=row is rows[0]))
         questions = item["questions"]
         if not isinstance(questions, list) or not questions:
             raise ValueError("'questions' must be a list that is not empty")
@@ -111,12 +113,6 @@ def _turn(question: Any, where: str) -> Turn:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise malformed(error, f"{where}, question {turn_id}", f"{AGAIN}, or fix this question") from error
-
-
-def _row_text(row: list[str]) -> str:
-    """`first : second | third`, the published code's form."""
-    first, *rest = [cell.strip() for cell in row] or [""]
-    return f"{first} : {' | '.join(rest)}"
 
 
 PACIFIC = Task(

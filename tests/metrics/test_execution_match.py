@@ -380,7 +380,7 @@ def test_a_gold_query_runs_once(database: Path) -> None:
     assert gold_runs() == before + 2, "the key is the query as it is run: a blank stands for DISTINCT"
     end_workers()
     execution_match(database, gold, gold)
-    assert gold_runs() == before + 3, "a new process runs it anew"
+    assert gold_runs() == before + 3, "a new process runs it again"
 
 
 def test_what_may_change_is_not_remembered(database: Path) -> None:
@@ -390,7 +390,7 @@ def test_what_may_change_is_not_remembered(database: Path) -> None:
     assert gold_runs() == before + 3
 
 
-def test_a_changed_database_is_read_anew(tmp_path: Path) -> None:
+def test_a_changed_database_is_read_again(tmp_path: Path) -> None:
     path = _database(tmp_path / "one.sqlite", "CREATE TABLE t (a); INSERT INTO t VALUES (1);")
     assert execution_match(path, "SELECT 1", "SELECT a FROM t").match
     path.unlink()

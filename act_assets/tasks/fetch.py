@@ -78,14 +78,13 @@ def fetch(
                 todo="move them away, or replace them with --force",
             )
         lacking = [name for name in names if name not in same]
-        offline = (
-            _contents(task, [files[n] for n in lacking], source) if source and isinstance(entry, Published) else {}
-        )
-        for name in lacking:
-            if isinstance(entry, ByHand):
+        if isinstance(entry, ByHand):
+            for name in lacking:
                 with _placed(folder / name) as path:
                     shutil.copyfile(origin / name, path)
-            else:
+        else:
+            offline = _contents(task, [files[name] for name in lacking], source) if source else {}
+            for name in lacking:
                 content = offline[name] if source else _downloaded(entry, files[name], base_url, progress)
                 with _placed(folder / name) as path:
                     path.write_bytes(content)
@@ -134,9 +133,8 @@ def _downloaded(entry: Published, file: PublishedFile, base_url: str, progress: 
             get(url, path, manager)
         except requests.RequestException as error:
             status = 500 if error.response is None else error.response.status_code
-            if status < 500 and status not in (408, 425, 429):
-                raise _not_fetched(file, url, error) from None
-            if isinstance(error, ValueError | requests.exceptions.SSLError):  # ValueError: the URL or a proxy's
+            lasting = isinstance(error, ValueError | requests.exceptions.SSLError)  # ValueError: the URL or a proxy's
+            if lasting or (status < 500 and status not in (408, 425, 429)):
                 raise _not_fetched(file, url, error) from None
             raise
 

@@ -10,49 +10,32 @@ many requests of a strategy there is a twin.
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
 import random
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
-from act_assets.tasks.ambig_sql.perturbation import Perturbed, SchemaNames, perturb
-from act_assets.tasks.ambig_sql.strategy import Strategy, strategy_of
+from act_assets.tasks.ambig_sql.perturbation import perturb
+from act_assets.tasks.ambig_sql.rules import names_of
+from act_assets.tasks.ambig_sql.spider import TASK, SpiderQuestion, read_questions, read_schemas
+from act_assets.tasks.ambig_sql.strategy import Perturbed, Strategy, strategy_of
+from act_assets.tasks.files import find_file
 
 FOLDER = Path(__file__).parent.parent / "datasets" / "sample" / "ambig_sql"
 SEED = 0
-Twin = tuple[dict[str, Any], Perturbed]
-
-
-def read_items(folder: Path, name: str) -> list[dict[str, Any]]:
-    """The items of a Spider file, plain or .gz."""
-    plain, packed = folder / name, folder / f"{name}.gz"
-    text = plain.read_text("utf-8") if plain.is_file() else gzip.decompress(packed.read_bytes()).decode("utf-8")
-    items: list[dict[str, Any]] = json.loads(text)
-    return items
-
-
-def read_names(folder: Path) -> dict[str, SchemaNames]:
-    """The natural names of every database."""
-    return {
-        schema["db_id"]: SchemaNames(
-            tuple(schema["table_names"]), tuple(name for table, name in schema["column_names"] if table >= 0)
-        )
-        for schema in read_items(folder, "tables.json")
-    }
+Twin = tuple[SpiderQuestion, Perturbed]
 
 
 def make_twins(folder: Path, side: str, seed: int) -> dict[Strategy, list[Twin]]:
     """All twins of a file, by strategy; says on stderr for how many requests there is one."""
-    names = read_names(folder)
+    schemas = read_schemas(find_file(TASK, folder, "tables.json"))
     twins: dict[Strategy, list[Twin]] = {strategy: [] for strategy in get_args(Strategy)}
     tried: Counter[Strategy] = Counter()
-    for number, item in enumerate(read_items(folder, f"{side}.json")):
-        strategy = strategy_of(item["query"], f"{item['db_id']}-{number}", seed)
+    for item in read_questions(find_file(TASK, folder, f"{side}.json")):
+        strategy = strategy_of(item.query, f"{item.db_id}-{item.number - 1}", seed)
         tried[strategy] += 1
-        if twin := perturb(item["question"], item["query"], strategy, names[item["db_id"]]):
+        if twin := perturb(item.question, item.query, strategy, names_of(schemas[item.db_id].tables)):
             twins[strategy].append((item, twin))
     for strategy, found in twins.items():
         share = len(found) / tried[strategy] if tried[strategy] else 0.0
@@ -66,8 +49,8 @@ def draw(twins: list[Twin], number: int, seed: int) -> list[Twin]:
     seen: Counter[str] = Counter()
     ranked = []
     for item, twin in shuffled:
-        ranked.append((seen[item["db_id"]], item, twin))
-        seen[item["db_id"]] += 1
+        ranked.append((seen[item.db_id], item, twin))
+        seen[item.db_id] += 1
     ranked.sort(key=lambda entry: entry[0])  # stable: first ones of a database before second ones
     return [(item, twin) for _, item, twin in ranked[:number]]
 
@@ -79,8 +62,8 @@ def table(twins: list[Twin]) -> str:
         "|" + " --- |" * 7,
     ]
     for number, (item, twin) in enumerate(twins, start=1):
-        cells = [str(number), item["db_id"], item["question"], twin.request, twin.clarifying_question]
-        cells += [f"`{' '.join(item['query'].split())}`", ""]
+        cells = [str(number), item.db_id, item.question, twin.request, twin.clarifying_question]
+        cells += [f"`{' '.join(item.query.split())}`", ""]
         rows.append("| " + " | ".join(" ".join(c.split()).replace("|", "\\|") for c in cells) + " |")
     return "\n".join(rows)
 

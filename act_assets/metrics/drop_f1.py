@@ -15,8 +15,6 @@ input, quirks included:
 - Pieces are cut at plain spaces only: `5<nbsp>million` is 5000000, `5 million` two tokens.
 - Bags are sets: a repeated token counts once, and ["x", "x", "y"] matches ["x", "y", "y"] exactly.
 - A list is sorted and joined, so `official_score` always compares one text with one text.
-
-`corrected_score` repairs the first (but for `%`), second, fourth and fifth of these. It is ours.
 """
 
 from __future__ import annotations
@@ -42,6 +40,7 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
 _FIRST_NUMBER = re.compile(r"(?P<with_digit_first>[+-]?\d+(?:\.\d+)?)|[+-]?\.\d+")
 _NUMBER_AND_WORD = re.compile(r"[\d.]+\s?[a-zA-Z]+")
+_PARENTHESISED = re.compile(r"\([\d.\s]+\)")
 _PERCENTAGE = re.compile(r"[\d.\s]+%")
 
 
@@ -65,7 +64,7 @@ def bag_score(predicted: Sequence[str], gold: Sequence[str]) -> Score:
     or float, the score is (0.0, 0.0).
     """
     try:
-        return _compare(_as_list(predicted), _as_list(gold), _OFFICIAL)
+        return _compare(_as_list(predicted), _as_list(gold))
     except (OverflowError, ValueError):  # ValueError: int() and str() refuse more than 4,300 digits
         return _NOTHING
 
@@ -91,86 +90,9 @@ def official_score(
     gold scale is not one of `GOLD_SCALES` or int() does not take the gold answer of a count. As in the
     evaluator, a falsy prediction scores 0 before the gold answer is looked at.
     """
-    return _score(prediction, prediction_scale, gold_answer, gold_scale, answer_type, _OFFICIAL)
-
-
-def corrected_score(
-    prediction: str | float | Sequence[str],
-    prediction_scale: str,
-    gold_answer: object,
-    gold_scale: str,
-    answer_type: str,
-) -> Score:
-    """`official_score` with its quirks about numbers repaired: OURS, NOT comparable with published numbers.
-
-    `(9,819)` and `($9,819)` are negative, `.5` is 0.5, `1` equals `1.0`, a number without value (`inf`) stays
-    the word it is, and a prediction of 0 is a prediction. All else is the evaluator's rule.
-    """
-    return _score(prediction, prediction_scale, gold_answer, gold_scale, answer_type, _CORRECTED)
-
-
-class _OfficialNumbers:
-    """How the public evaluator reads numbers."""
-
-    parenthesised = re.compile(r"\([\d.\s]+\)")
-
-    def digits(self, found: re.Match[str]) -> str | None:
-        """The digits of the first number of a text; None where the evaluator sees none."""
-        return found["with_digit_first"]
-
-    def value(self, text: str) -> float | None:
-        """The value of a text that `_is_number`, to four decimals: `$5 million` is 5000000, `12%` is 0.12."""
-        found = _FIRST_NUMBER.search(text.translate(_NOT_IN_NUMBERS))
-        digits = self.digits(found) if found else None
-        if digits is None:
-            return None
-        number = float(digits) if "." in digits else int(digits)
-        word = _NUMBER_AND_WORD.search(text)
-        multiplier = _multiplier(word[0]) if word else 1
-        sign = -1 if self.parenthesised.search(text) else 1
-        percent = 0.01 if _PERCENTAGE.search(text.strip()) else 1  # unstripped, "  %5" would be a percentage
-        return round(number * multiplier * sign * percent, 4)
-
-    def token(self, number: str) -> str:
-        """The token that stands for a number."""
-        return str(self.value(number))
-
-    def is_prediction(self, prediction: object) -> bool:
-        return bool(prediction)
-
-
-class _CorrectedNumbers(_OfficialNumbers):
-    """How they should be read."""
-
-    parenthesised = re.compile(r"\([$€£¥\d.,\s]+\)")
-
-    def digits(self, found: re.Match[str]) -> str | None:
-        return found[0]
-
-    def token(self, number: str) -> str:
-        value = self.value(number)
-        if value is None:
-            return number
-        return str(int(value)) if math.isfinite(value) and value == int(value) else str(value)
-
-    def is_prediction(self, prediction: object) -> bool:
-        return bool(prediction) or (isinstance(prediction, (int, float)) and not isinstance(prediction, bool))
-
-
-_OFFICIAL, _CORRECTED = _OfficialNumbers(), _CorrectedNumbers()
-
-
-def _score(
-    prediction: object,
-    prediction_scale: str,
-    gold_answer: object,
-    gold_scale: str,
-    answer_type: str,
-    numbers: _OfficialNumbers,
-) -> Score:
     if gold_scale not in GOLD_SCALES:
         raise ValueError(f"gold scale {gold_scale!r} is unknown to the evaluator: use one of {GOLD_SCALES}")
-    if not numbers.is_prediction(prediction):
+    if not prediction:
         return _NOTHING
     try:
         gold_items = _gold_items(gold_answer, answer_type)
@@ -180,11 +102,11 @@ def _score(
         return _NOTHING
     items = _as_list(prediction)
     try:
-        gold = _written(gold_items, gold_scale, numbers)
-        readings = [_written(items, prediction_scale, numbers)]
-        if len(items) == 1 and not prediction_scale:
-            readings += _unscaled(str(items[0]), numbers)
-        scores = [_compare([reading], [gold], numbers) for reading in readings]
+        gold = _written(gold_items, gold_scale)
+        readings = [_written(items, prediction_scale)]
+        if len(items) == 1 and not prediction_scale and (value := _value(str(items[0]))) is not None:
+            readings.append(f"{value:.4f}")  # not rounded, so that a fraction can match a percentage
+        scores = [_compare([reading], [gold]) for reading in readings]
     except (OverflowError, ValueError):
         return _NOTHING
     best = max(scores, key=lambda score: (score.exact_match, score.f1))
@@ -207,7 +129,7 @@ def _gold_items(answer: object, answer_type: str) -> list[object]:
         raise ValueError(f"the gold answer of a count must be a whole number, got {answer!r}") from error
 
 
-def _written(items: Sequence[object], scale: str, numbers: _OfficialNumbers) -> str:
+def _written(items: Sequence[object], scale: str) -> str:
     """All items as one text: sorted, numbers scaled to four decimals, other items followed by the scale."""
     try:
         ordered = sorted(items)  # type: ignore[type-var]
@@ -216,7 +138,7 @@ def _written(items: Sequence[object], scale: str, numbers: _OfficialNumbers) -> 
     texts = []
     for item in ordered:
         text = str(item)
-        value = numbers.value(text) if _is_number(text) else None
+        value = _value(text)
         if value is None:
             texts.append(f"{text} {scale}" if scale else text)
         elif "%" in text:  # the item states its own scale
@@ -226,15 +148,9 @@ def _written(items: Sequence[object], scale: str, numbers: _OfficialNumbers) -> 
     return " ".join(texts)
 
 
-def _unscaled(text: str, numbers: _OfficialNumbers) -> list[str]:
-    """The other reading of a number without scale: not rounded, so that a fraction can match a percentage."""
-    value = numbers.value(text) if _is_number(text) else None
-    return [] if value is None else [f"{value:.4f}"]
-
-
-def _compare(predicted: Sequence[str], gold: Sequence[str], numbers: _OfficialNumbers) -> Score:
-    predicted_texts = [_normalised(item, numbers) for item in predicted]
-    gold_texts = [_normalised(item, numbers) for item in gold]
+def _compare(predicted: Sequence[str], gold: Sequence[str]) -> Score:
+    predicted_texts = [_normalised(item) for item in predicted]
+    gold_texts = [_normalised(item) for item in gold]
     same = len(predicted_texts) == len(gold_texts) and set(predicted_texts) == set(gold_texts)
     predicted_bags = [set(text.split()) for text in predicted_texts]
     gold_bags = [set(text.split()) for text in gold_texts]
@@ -265,18 +181,33 @@ def _bag_f1(predicted: set[str], gold: set[str]) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
-def _normalised(text: str, numbers: _OfficialNumbers) -> str:
+def _normalised(text: str) -> str:
     """Lower case, no punctuation, no articles, single spaces, numbers by their value."""
-    return " ".join(" ".join([_normalised_word(word, numbers) for word in text.lower().split(" ")]).split())
+    return " ".join(" ".join([_normalised_word(word) for word in text.lower().split(" ")]).split())
 
 
 @lru_cache(maxsize=20_000)  # the words of gold answers come again with every prediction
-def _normalised_word(word: str, numbers: _OfficialNumbers) -> str:
+def _normalised_word(word: str) -> str:
     if not _is_number(word):
         word = word.translate(_PUNCTUATION)
     if _is_number(word):
-        word = numbers.token(word)
+        word = str(_value(word))
     return _ARTICLE.sub(" ", word)
+
+
+def _value(text: str) -> float | None:
+    """The value of a number, to four decimals: `$5 million` is 5000000, `12%` is 0.12. None for any other text, and
+    where the evaluator sees none in it."""
+    found = _FIRST_NUMBER.search(text.translate(_NOT_IN_NUMBERS)) if _is_number(text) else None
+    digits = found["with_digit_first"] if found else None
+    if digits is None:
+        return None
+    number = float(digits) if "." in digits else int(digits)
+    word = _NUMBER_AND_WORD.search(text)
+    multiplier = _multiplier(word[0]) if word else 1
+    sign = -1 if _PARENTHESISED.search(text) else 1
+    percent = 0.01 if _PERCENTAGE.search(text.strip()) else 1  # unstripped, "  %5" would be a percentage
+    return round(number * multiplier * sign * percent, 4)
 
 
 def _is_number(text: str) -> bool:

@@ -56,15 +56,12 @@ def execution_match(
     DataError if the database is missing or no SQLite file, or the gold query does not run within the limits, and
     ValueError if `timeout_s` (seconds for each of the two queries) is not positive and finite.
     """
-    gold = read_query(gold_sql, ignore_distinct=ignore_distinct)
-    predicted = read_query(predicted_sql, ignore_distinct=ignore_distinct)
-    problem, reason = _compared(database, gold, predicted, timeout_s)
-    if problem:
-        raise DataError(
-            problem.what,
-            where=f"{database}, gold query: {gold_sql[:_SHOWN]!a}{'...' if len(gold_sql) > _SHOWN else ''}",
-            todo=problem.todo,
-        )
+    gold, predicted = (read_query(sql, ignore_distinct=ignore_distinct) for sql in (gold_sql, predicted_sql))
+    try:
+        reason = _difference(database, gold, predicted, timeout_s)
+    except DataError as error:
+        shown = f"{gold_sql[:_SHOWN]!a}{'...' if len(gold_sql) > _SHOWN else ''}"
+        raise DataError(error.what, where=f"{database}, gold query: {shown}", todo=error.todo) from None
     return ExecutionMatch(reason is None, reason)
 
 
@@ -84,49 +81,48 @@ def execution_matches(
 
 def runs(database: Path, sql: str, *, ignore_distinct: bool = True, timeout_s: float = TIMEOUT_S) -> str | None:
     """Why a gold query cannot be compared with: it does not run, or its database is missing. None where it can."""
-    problem, _ = _compared(database, read_query(sql, ignore_distinct=ignore_distinct), None, timeout_s)
-    return problem.what if problem else None
+    try:
+        _difference(database, read_query(sql, ignore_distinct=ignore_distinct), None, timeout_s)
+    except DataError as error:
+        return error.what
+    return None
 
 
-@dataclass(frozen=True)
-class _Problem:
-    what: str
-    todo: str
-
-
-def _compared(
-    database: Path, gold: Query, predicted: Query | None, timeout_s: float
-) -> tuple[_Problem | None, str | None]:
-    """What is wrong with the data, and why the prediction does not match (None where it does)."""
+def _difference(database: Path, gold: Query, predicted: Query | None, timeout_s: float) -> str | None:
+    """Why the prediction does not match, None where it does or there is none. Raises DataError for a gold query or
+    database that cannot be compared with."""
     if not (math.isfinite(timeout_s) and timeout_s > 0):
         raise ValueError(f"timeout_s must be positive and finite, got {timeout_s!r}")
     if gold.problem:
-        return _of_query(gold.problem), None
-    predicted_sql = predicted.sql if predicted and not predicted.problem else None
+        raise _gold_error(gold.problem)
     request: dict[str, Any] = {
         "database": str(Path(database).absolute()),
         "gold": gold.sql,
         "ordered": gold.ordered,
-        "predicted": predicted_sql,
+        "predicted": predicted.sql if predicted and not predicted.problem else None,
         "timeout_s": timeout_s,
     }
     with lent_worker() as worker:
         try:
             answer = worker.gold(request)
         except WorkerLostError as lost:
-            return _of_query(_loss(lost, timeout_s)), None
+            raise _gold_error(_loss(lost, timeout_s)) from None
         if answer["kind"] == "database":
-            return _of_database(answer["problem"]), None
+            raise DataError(
+                f"The database of a gold query {answer['problem']}.",
+                todo="check the folder of databases, or fetch it again",
+            )
         if answer["problem"]:
-            return _of_query(answer["problem"]), None
-        if predicted and predicted.problem:
-            return None, f"The query does not run: {predicted.problem}."
-        if predicted_sql is None:
-            return None, None
+            raise _gold_error(answer["problem"])
+        if predicted is None:
+            return None
+        if predicted.problem:
+            return f"The query does not run: {predicted.problem}."
         try:
-            return None, worker.receive(timeout_s + GRACE_S)["reason"]
+            reason: str | None = worker.receive(timeout_s + GRACE_S)["reason"]
+            return reason
         except WorkerLostError as lost:
-            return None, f"The query does not run: {_loss(lost, timeout_s)}."
+            return f"The query does not run: {_loss(lost, timeout_s)}."
 
 
 def _loss(lost: WorkerLostError, timeout_s: float) -> str:
@@ -135,9 +131,5 @@ def _loss(lost: WorkerLostError, timeout_s: float) -> str:
     return "the process that ran it died"
 
 
-def _of_query(problem: str) -> _Problem:
-    return _Problem(f"A gold query does not run: {problem}.", "correct the query, or leave its example out")
-
-
-def _of_database(problem: str) -> _Problem:
-    return _Problem(f"The database of a gold query {problem}.", "check the folder of databases, or fetch it again")
+def _gold_error(problem: str) -> DataError:
+    return DataError(f"A gold query does not run: {problem}.", todo="correct the query, or leave its example out")

@@ -185,16 +185,6 @@ def lent_worker() -> Iterator[SqlWorker]:
         pool.free.put(worker)
 
 
-def gold_runs() -> int:
-    """How many gold queries this process has had run, not counting those whose results were remembered."""
-    return sum(worker.gold_runs for worker in _pool.workers)
-
-
-def worker_pids() -> list[int]:
-    """The processes that are running now."""
-    return [worker.pid for worker in _pool.workers if worker.pid]
-
-
 def end_workers() -> None:
     """End all processes; the next query starts new ones."""
     for worker in _pool.workers:

@@ -105,5 +105,5 @@ def _unusable(point: EntryPoint, why: str) -> ActError:
     return ActError(
         f"a task of another package cannot be used: {why}",
         where=f"package {package}, entry point {point.name} = {point.value} of the group {GROUP}",
-        todo="mend that package, or uninstall it",
+        todo="fix that package, or uninstall it",
     )

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from act_assets import home
 from resources.errors import DataError, all_mistakes, mistake_of
 
 CATALOG = home.PROJECT / "datasets" / "catalog.yaml"
 
-Text = Annotated[str, Field(min_length=1, strict=True)]
-GitId = Annotated[str, Field(strict=True, pattern=r"^[0-9a-f]{40}$")]
-
 
 def _inside(path: str) -> str:
     """A path that stays in its folder."""
-    parts = path.split("/")
-    if "\\" in path or any(part in ("", ".", "..") for part in parts):
+    if "\\" in path or any(part in ("", ".", "..") for part in path.split("/")):
         raise ValueError("a path inside the folder is needed, like data/train.json")
     return path
+
+
+Text = Annotated[str, Field(min_length=1, strict=True)]
+GitId = Annotated[str, Field(strict=True, pattern=r"^[0-9a-f]{40}$")]
+Inside = Annotated[Text, AfterValidator(_inside)]
 
 
 class _Record(BaseModel):
@@ -33,11 +33,9 @@ class _Record(BaseModel):
 class PublishedFile(_Record):
     """A file of a commit. `blob`: git's id of its content; `optional`: why it is not needed, "" where it is."""
 
-    path: Text
+    path: Inside
     blob: GitId
     optional: str = ""
-
-    _path = field_validator("path")(_inside)
 
     @property
     def name(self) -> str:
@@ -54,14 +52,6 @@ class Published(_Record):
     licence: Text
     citation: Text
     files: Annotated[tuple[PublishedFile, ...], Field(min_length=1)]
-
-    @field_validator("files")
-    @classmethod
-    def _told_apart(cls, files: tuple[PublishedFile, ...]) -> tuple[PublishedFile, ...]:
-        names = [file.name for file in files]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"two files have the same name: {', '.join(twice)}")
-        return files
 
     def wanted(self, everything: bool) -> list[PublishedFile]:
         """The files that the task needs; with `everything` the optional ones too."""
@@ -81,21 +71,9 @@ class ByHand(_Record):
     page: Annotated[str, Field(strict=True, pattern=r"^https://\S+$")]
     licence: Text
     citation: Text
-    files: tuple[Text, ...] = ()
-    questions: Annotated[tuple[Text, ...], Field(min_length=1)]
-    database: Text
-
-    @field_validator("files", "questions")
-    @classmethod
-    def _all_inside(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(_inside(path) for path in paths)
-
-    @field_validator("database")
-    @classmethod
-    def _of_each(cls, path: str) -> str:
-        if "{db_id}" not in path or "{" in path.replace("{db_id}", "") or "}" in path.replace("{db_id}", ""):
-            raise ValueError("a path with {db_id}, and no other braces, is needed")
-        return _inside(path)
+    files: tuple[Inside, ...] = ()
+    questions: Annotated[tuple[Inside, ...], Field(min_length=1)]
+    database: Annotated[Inside, Field(pattern=r"^[^{}]*(\{db_id\}[^{}]*)+$")]
 
     @property
     def listed(self) -> list[str]:
@@ -113,56 +91,25 @@ class ByHand(_Record):
 
 
 Entry = Published | ByHand
-_KINDS: dict[str, type[Published] | type[ByHand]] = {"github": Published, "by_hand": ByHand}
+_Task = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+_Catalog = TypeAdapter[dict[str, Entry]](
+    Annotated[dict[_Task, Annotated[Entry, Field(discriminator="source")]], Field(min_length=1)]
+)
 
 
 def load_catalog() -> dict[str, Entry]:
     """The shipped catalog by task. Raises DataError with all mistakes of the file."""
     try:
-        content: Any = yaml.safe_load(CATALOG.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(
-            f"the catalog of official files cannot be read: {error.strerror}",
-            where=str(CATALOG),
-            todo="it lies in the project's folder datasets/: install from a checkout (`make setup`), or restore it",
-        ) from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8
-        raise DataError(f"the catalog is not valid YAML: {error}", where=str(CATALOG), todo="mend the file") from error
-    if not isinstance(content, dict) or not content:
-        raise DataError(
-            "the catalog names no task",
-            where=str(CATALOG),
-            todo="write entries like 'pacific: {source: github, repository: ..., commit: ..., licence: ..., "
-            "citation: ..., files: [{path: ..., blob: ...}]}'",
-        )
-    mistakes: list[str] = []
-    entries: dict[str, Entry] = {}
-    for task, given in content.items():
-        if not isinstance(task, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", task):
-            mistakes.append(f"{task}: not the name of a task: lower-case letters, digits and _ are allowed")
-            continue
-        try:
-            entries[task] = _kind(given).model_validate(given)
-        except ValidationError as error:
-            mistakes += [f"{task}: {mistake_of(e, '(whole entry)')}" for e in error.errors()]
-        except ValueError as error:
-            mistakes.append(f"{task}: {error}")
-    if mistakes:
-        raise DataError(
-            all_mistakes("the catalog", mistakes), where=str(CATALOG), todo="mend all of them, then run again"
-        )
-    return entries
-
-
-def _kind(given: Any) -> type[Published] | type[ByHand]:
-    if not isinstance(given, dict):
-        raise ValueError(f"not an entry with keys (given: {given!r})")
-    if "source" not in given:
-        raise ValueError("source: missing")
-    kind = _KINDS.get(given["source"]) if isinstance(given["source"], str) else None
-    if kind is None:
-        raise ValueError(f"source: one of {', '.join(_KINDS)} is needed (given: {given['source']!r})")
-    return kind
+        return _Catalog.validate_python(yaml.safe_load(CATALOG.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        what = all_mistakes("the catalog", [mistake_of(e, "(whole file)") for e in error.errors()])
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        what = f"the catalog of official files cannot be read: {error}"
+    raise DataError(
+        what,
+        where=str(CATALOG),
+        todo="restore the project's datasets/catalog.yaml, or fix it; install from a checkout (`make setup`)",
+    )
 
 
 def entry_of(task: str) -> Entry:

@@ -1,22 +1,24 @@
-"""The files that everything starts from, and their hashes."""
+"""Official files: finding and reading them, and their hashes. Errors name the file, and the reader adds the item."""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
-import io
+import json
 import os
 import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from act_assets.conversation import Conversation
 from resources.errors import DataError
 
 if TYPE_CHECKING:
     from act_assets.tasks.base import Task
 
-_CHUNK = 1 << 20  # bytes that are read at once
+AGAIN = "fetch the official file again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +46,8 @@ def find_file(task: str, folder: Path, name: str) -> Path:
 
 def source_files(task: Task, folder: Path) -> dict[str, Path]:
     """All files of a task in a folder, by the name that they have in the official release."""
-    named = {name: find_file(task.name, folder, name) for name in task.reader.files}
-    return named | {name: find_file(task.name, folder, name) for name in task.reader.further_files(folder)}
-
-
-def git_blob(stream: IO[bytes] | gzip.GzipFile, size: int) -> str:
-    """What `git hash-object` prints for the `size` bytes that a stream has to give; closes it."""
-    digest = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
-    with stream:
-        while piece := stream.read(_CHUNK):
-            digest.update(piece)
-    return digest.hexdigest()
+    names = (*task.reader.files, *task.reader.further_files(folder))
+    return {name: find_file(task.name, folder, name) for name in names}
 
 
 def file_record(path: Path, name: str = "") -> tuple[FileRecord, bytes]:
@@ -67,6 +60,61 @@ def file_record(path: Path, name: str = "") -> tuple[FileRecord, bytes]:
             where=str(path),
             todo="the file is truncated or damaged; fetch it again",
         ) from error
-    blob = git_blob(io.BytesIO(content), len(content))
+    blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
     name = name or path.name.removesuffix(".gz")
     return FileRecord(name, len(content), hashlib.sha256(content).hexdigest(), blob), content
+
+
+def read_items(task: str, path: Path, key: str = "") -> list[Any]:
+    """The items of a JSON file, plain or .gz: a list that holds something, or the mapping's `key` has one.
+
+    Raises DataError where it cannot be read.
+    """
+    _, text = file_record(path)
+    try:
+        content = json.loads(text.decode("utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(
+            f"dataset file cannot be read: {error}",
+            where=f"task {task}, {path}",
+            todo=f"the file is truncated or not the official JSON; {AGAIN}",
+        ) from error
+    if key:
+        content = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(content, list) or not content:
+        raise DataError("dataset file holds no list of items", where=f"task {task}, {path}", todo=AGAIN)
+    return content
+
+
+def read_sides(
+    task: str, folder: Path, names: Sequence[str], read_file: Callable[[Path], tuple[Conversation, ...]]
+) -> list[tuple[Conversation, ...]]:
+    """The conversations of each file. Raises DataError where one stands twice."""
+    sides = []
+    seen: dict[str, str] = {}
+    for name in names:
+        path = find_file(task, folder, name)
+        sides.append(read_file(path))
+        for number, conversation_id in enumerate((c.conversation_id for c in sides[-1]), start=1):
+            if conversation_id in seen:
+                raise DataError(
+                    f"item {conversation_id} stands twice: in {seen[conversation_id]} and in {name}",
+                    where=f"task {task}, {path}, item {number} ({conversation_id})",
+                    todo=f"an item belongs to one side, once; {AGAIN}",
+                )
+            seen[conversation_id] = name
+    return sides
+
+
+def text_of(mapping: Any, key: str) -> str:
+    """A string that is in a mapping. Raises KeyError, TypeError or ValueError saying what is wrong."""
+    value = mapping[key]
+    if not isinstance(value, str):
+        raise ValueError(f"{key!r} must be a string, not {value!r}")
+    return value
+
+
+def malformed(error: Exception, where: str, todo: str) -> DataError:
+    """The error for an item of which reading raised KeyError, TypeError or ValueError."""
+    what = f"missing key {error}" if isinstance(error, KeyError) else f"malformed: {error}"
+    return DataError(what, where=where, todo=todo)

@@ -49,6 +49,11 @@ class Draw:
         return sorted(items, key=lambda item: (self.unit(f"{name}|{item}"), item))
 
 
+def lower_first(text: str) -> str:
+    """A sentence that goes on in the middle of another; `US` stays."""
+    return text if text[1:2].isupper() else text[:1].lower() + text[1:]
+
+
 def one_line(text: str) -> str:
     """An utterance must not look like several: policies write line breaks and speaker names of their own."""
     return " ".join(text.split())

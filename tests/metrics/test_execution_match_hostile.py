@@ -19,7 +19,7 @@ import pytest
 from act_assets.metrics import execution_match as module
 from act_assets.metrics import sql_process
 from act_assets.metrics.execution_match import execution_match, execution_matches, runs
-from act_assets.metrics.sql_process import end_workers, worker_pids
+from act_assets.metrics.sql_process import end_workers
 from resources.errors import DataError
 
 REPO = Path(__file__).resolve().parents[2]
@@ -43,59 +43,38 @@ HOSTILE: dict[str, list[tuple[str, str]]] = {
         (f"SELECT * FROM {CROSS}", "more rows"),
         (f"SELECT count(*) FROM {CROSS}", "takes longer"),
         (f"SELECT a.x FROM {CROSS} ORDER BY a.x + f.x", ""),
-        (f"SELECT a.x FROM {CROSS} GROUP BY a.x, b.x, c.x, d.x, e.x, f.x", ""),
         (f"SELECT max(a.x || b.x || c.x || d.x || e.x || f.x) FROM {CROSS}", "takes longer"),
-        (f"SELECT a.x FROM {CROSS} WHERE a.x + b.x + c.x + d.x + e.x + f.x < 0", "takes longer"),
     ],
     "other databases": [
         ("ATTACH '{dir}/new.sqlite' AS other", "not allowed: ATTACH"),
-        ("ATTACH DATABASE '{dir}/one.sqlite' AS other", "not allowed: ATTACH"),
-        ("ATTACH 'file:{dir}/new.sqlite?mode=rwc' AS other", "not allowed: ATTACH"),
         ("/* */ attach 'new.sqlite' AS other;", "not allowed: ATTACH"),
         ("DETACH main", "not allowed: DETACH"),
         ("VACUUM INTO '{dir}/new.sqlite'", "not allowed: VACUUM"),
-        ("SELECT * FROM other.t", "no such table"),
         ("SELECT 1; ATTACH '{dir}/new.sqlite' AS other", "more than one statement"),
     ],
     "writes": [
         ("INSERT INTO t VALUES (1, 'b')", "not allowed: INSERT"),
         ("REPLACE INTO t VALUES (1, 'b')", "not allowed: REPLACE"),
-        ("INSERT INTO t VALUES (1, 'b') RETURNING x", "not allowed: INSERT"),
-        ("UPDATE t SET x = 2", "not allowed: UPDATE"),
-        ("DELETE FROM t", "not allowed: DELETE"),
         ("DELETE FROM t RETURNING x", "not allowed: DELETE"),
         ("WITH a AS (SELECT 1) DELETE FROM t", "not allowed: DELETE"),
         ("WITH a AS (SELECT 1) INSERT INTO t SELECT 1, 'b'", "not allowed: INSERT"),
         ("WITH a AS (SELECT 1) UPDATE t SET x = 2", "not allowed: UPDATE"),
-        ("WITH a AS (SELECT 1) REPLACE INTO t SELECT 1, 'b' RETURNING *", "not allowed: INSERT"),
         ("WITH a AS (SELECT 1) UPDATE sqlite_master SET sql = ''", "does not run"),
         ("DROP TABLE t", "not allowed: DROP"),
         ("CREATE TABLE u (a)", "not allowed: CREATE"),
-        ("CREATE TEMP TABLE u AS SELECT * FROM t", "not allowed: CREATE"),
-        ("CREATE INDEX i ON t (x)", "not allowed: CREATE"),
         ("CREATE VIRTUAL TABLE f USING fts5(a)", "not allowed: CREATE"),
         ("CREATE TRIGGER g AFTER INSERT ON t BEGIN SELECT 1; END", "does not run"),
-        ("ALTER TABLE t ADD COLUMN z", "not allowed: ALTER"),
         ("VACUUM", "not allowed: VACUUM"),
-        ("REINDEX", "not allowed: REINDEX"),
-        ("ANALYZE", "not allowed: ANALYZE"),
         ("BEGIN IMMEDIATE", "not allowed: BEGIN"),
-        ("SAVEPOINT s", "not allowed: SAVEPOINT"),
         ("PRAGMA writable_schema = ON", "not allowed: PRAGMA"),
-        ("PRAGMA user_version = 7", "not allowed: PRAGMA"),
-        ("PRAGMA journal_mode = WAL", "not allowed: PRAGMA"),
-        ("PRAGMA hard_heap_limit = 0", "not allowed: PRAGMA"),
         ("SELECT * FROM pragma_user_version", "not allowed"),
-        ("SELECT * FROM pragma_table_info('t')", "not allowed"),
         ("SELECT * FROM t; DROP TABLE t", "more than one statement"),
         ("SELECT * FROM t;\0DROP TABLE t", "NUL"),
         ("EXPLAIN DELETE FROM t", "not allowed: EXPLAIN"),
     ],
     "functions": [
         ("SELECT load_extension('{dir}/x.so')", "not allowed: load_extension"),
-        ("SELECT LOAD_EXTENSION('{dir}/x.so', 'f')", "not allowed: load_extension"),
         ("SELECT readfile('/etc/passwd')", "does not run"),
-        ("SELECT writefile('{dir}/new', 'x')", "does not run"),
         ("SELECT edit('x', 'touch {dir}/new')", "does not run"),
         ("SELECT fts3_tokenizer('simple', X'4141414141414141')", "does not run"),
     ],
@@ -104,58 +83,35 @@ HOSTILE: dict[str, list[tuple[str, str]]] = {
         ("SELECT '" + "\u00e9" * 600_000 + "'", "longer than"),
         ("SELECT " + "1, " * 340_000 + "1", "does not run"),
         ("SELECT '" + "x" * (MB - 50) + "'", "rows"),
-        ("SELECT 1 " + " " * MB + ", 2", "rows"),
         ("SELECT 1 --" + "-" * MB, "rows"),
         ("SELECT 1 UNION ALL " * 50_000 + "SELECT 1", "does not run"),
         ("VALUES " + "(1), " * 200_000 + "(1)", ""),
-        ("SELECT x FROM t WHERE x IN (" + "1, " * 330_000 + "1)", "rows"),
         ("SELECT " + "1 + " * 250_000 + "1", "does not run"),
         ("SELECT " + "(" * 500_000 + "1" + ")" * 500_000, "does not run"),
         ("SELECT " + "(SELECT " * 120_000, "does not run"),
-        ("SELECT " + "CASE WHEN 1 THEN " * 60_000, "does not run"),
-        ("SELECT " + "NOT " * 250_000 + "1", "does not run"),
-        ("SELECT " + "abs(" * 5_000 + "1" + ")" * 5_000, "does not run"),
-        ("x" * MB, "does not run"),
         ("'" * (MB + 1), "does not run"),
-        ('"' * MB, "does not run"),
         ("/*" * 500_000, "syntax error"),
-        ("/*/" * 300_000 + "*/", "syntax error"),
-        ("/* " * 300_000 + "*/", "empty"),
         ("-- \n" * 250_000, "empty"),
         (";" * MB, "empty"),
-        ("> = " * 250_000, "does not run"),
         ("YEAR( " * 160_000, "does not run"),
         ("year" + " " * 900_000 + "(x", "does not run"),
-        ("DISTINCT " * 110_000, "does not run"),
-        ("[" * MB, "does not run"),
-        ("\u202e\u0000", "NUL"),
-        ("SELECT 1\0", "NUL"),
         ("\0", "NUL"),
         ("SELECT '\ud800'", "lone surrogate"),
-        ("\udcff", "lone surrogate"),
-        ("\U0010ffff" * 10, "does not run"),
-        ("SELECT \x01\x02\x7f", "does not run"),
     ],
     "cells": [
         ("SELECT CAST(X'FF' AS TEXT) FROM t", "values"),
-        ("SELECT X'00' || CAST(X'80' AS TEXT) FROM t", "values"),
         ('SELECT 1 AS "\u00e9\u202e" FROM t', "values"),
         ("SELECT json(CAST(X'FF' AS TEXT))", "does not run"),
-        ('SELECT * FROM "' + "\u00e9" * 500 + '"', "no such table"),
     ],
     "memory": [
         ("SELECT randomblob(1000000000)", "too big"),
-        ("SELECT zeroblob(2147483647)", "too big"),
         ("SELECT hex(zeroblob(4000000))", "too big"),
         ("SELECT printf('%1000000000d', 1)", ""),
-        ("SELECT printf('%*d', 2000000000, 1)", ""),
         ("SELECT replace(hex(zeroblob(2000000)), '0', 'aaaa')", "too big"),
         ("SELECT " + ", ".join(["zeroblob(4000000)"] * 1500) + " FROM t", "does not run"),
         ("SELECT " + ", ".join(["hex(randomblob(2000000))"] * 100) + " FROM t", "does not run"),
-        (f"SELECT hex(randomblob(2000000)) FROM {CROSS}", ""),
         (f"SELECT group_concat(hex(randomblob(1000))) FROM {CROSS}", "does not run"),
         (ENDLESS + "SELECT group_concat(n) FROM r", "does not run"),
-        (ENDLESS + "SELECT json_group_array(n) FROM r", "does not run"),
         (f"SELECT count(*) FROM (SELECT hex(randomblob(5000)) AS h FROM {CROSS} ORDER BY h)", "does not run"),
         (f"SELECT count(DISTINCT h) FROM (SELECT hex(randomblob(5000)) AS h FROM {CROSS})", "does not run"),
     ],
@@ -164,7 +120,6 @@ HOSTILE: dict[str, list[tuple[str, str]]] = {
         ("SELECT x FROM t WHERE s GLOB '" + "*a" * 1_000 + "b'", "pattern too complex"),
         ("SELECT x FROM t WHERE hex(zeroblob(40000)) LIKE '" + "%0" * 400 + "1'", ""),
         ("SELECT x FROM t WHERE hex(zeroblob(40000)) GLOB '" + "*[0-9]" * 150 + "x'", ""),
-        ("SELECT x FROM t WHERE hex(zeroblob(40000)) LIKE '" + "%0_" * 300 + "1'", ""),
         (ONE_LONG_STEP, "takes longer"),
     ],
 }
@@ -199,6 +154,10 @@ def _found(folder: Path) -> dict[str, str]:
 def _check_normal(database: Path) -> None:
     found = execution_match(database, "SELECT s, x FROM t ORDER BY x DESC", GOLD)
     assert found.match, found.reason
+
+
+def worker_pids() -> list[int]:
+    return [w.pid for w in sql_process._pool.workers if w.pid]
 
 
 def _only_worker(database: Path) -> int:
@@ -321,13 +280,13 @@ PROGRAM = """
 import sys, threading, time
 from pathlib import Path
 from act_assets.metrics.execution_match import execution_match
-from act_assets.metrics.sql_process import worker_pids
+from act_assets.metrics.sql_process import _pool
 
 database, predicted, thread = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 
 def work():
     execution_match(database, "SELECT 1", "SELECT 1")
-    print(*worker_pids(), flush=True)
+    print(*[w.pid for w in _pool.workers if w.pid], flush=True)
     execution_match(database, predicted, "SELECT 1", timeout_s=100.0)
     time.sleep(100)
 

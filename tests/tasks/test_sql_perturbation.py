@@ -1,12 +1,11 @@
 """Ambiguous twins by rule: a table of hand-written requests, and what holds for every twin."""
 
 import re
-from typing import get_args
 
 import pytest
 
-from act_assets.tasks.ambig_sql.perturbation import Perturbed, SchemaNames, perturb
-from act_assets.tasks.ambig_sql.phrases import noun_phrase, stem, stems
+from act_assets.tasks.ambig_sql.perturbation import perturb
+from act_assets.tasks.ambig_sql.phrases import SchemaNames, noun_phrase, stem, stems
 from act_assets.tasks.ambig_sql.strategy import Strategy, strategy_of
 
 NAMES = SchemaNames(
@@ -19,110 +18,82 @@ NAMES = SchemaNames(
     ),
 )
 
-# request, query, strategy, the twin's request
-TWINS: list[tuple[str, str, Strategy, str]] = [
+# strategy: (request, query, the twin's request)
+TWINS_OF: dict[Strategy, list[tuple[str, str, str]]] = {
     # What is wanted goes; who is meant stays, with every condition. The opening is one of several.
-    ("What are the name and colour of each kite?", "SELECT name, colour FROM kite", "information", "each kite."),
-    (
-        "Find the names of the kites that are longer than 2 metres.",
-        "SELECT name FROM kite WHERE length > 2",
-        "information",
-        "the kites that are longer than 2 metres.",
-    ),
-    ("How many pilots are there?", "SELECT count(*) FROM pilot", "information", "the pilots."),
-    ("Count the number of pilots.", "SELECT count(*) FROM pilot", "information", "the pilots."),
-    (
-        "How many pilots live in Ulm?",
-        "SELECT count(*) FROM pilot WHERE town = 'Ulm'",
-        "information",
-        "the pilots that live in Ulm.",
-    ),
-    (
-        "Which pilots come from Ulm? List their names.",
-        "SELECT name FROM pilot WHERE town = 'Ulm'",
-        "information",
-        "the pilots that come from Ulm.",
-    ),
-    (
-        'Show the age of the pilot with name "Ara".',
-        "SELECT age FROM pilot WHERE name = 'Ara'",
-        "information",
-        'the pilot with name "Ara".',
-    ),
-    ("What is the average length of all kites?", "SELECT avg(length) FROM kite", "information", "all kites."),
-    # Who is meant goes; what is wanted and the conditions stay.
-    ("How many kites are there?", "SELECT count(*) FROM kite", "population", "How many are there?"),
-    ("How many kites do we have?", "SELECT count(*) FROM kite", "population", "How many do we have?"),
-    (
-        'How many kites have the colour "blue"?',
-        "SELECT count(*) FROM kite WHERE colour = 'blue'",
-        "population",
-        'How many of them have the colour "blue"?',
-    ),
-    ("Count the number of balloons.", "SELECT count(*) FROM balloon", "population", "Count all of them."),
-    (
-        "What are the names of the pilots who live in Ulm?",
-        "SELECT name FROM pilot WHERE town = 'Ulm'",
-        "population",
-        "What are the names of the ones that live in Ulm?",
-    ),
-    ("List the kite names of all kites.", "SELECT name FROM kite", "population", "List the names of all of them."),
-    (
-        "Which kites have the colour 'red'? List their names.",
-        "SELECT name FROM kite WHERE colour = 'red'",
-        "population",
-        "Which ones have the colour 'red'? List their names.",
-    ),
-    # What only kites can be, or what has to do with another table, would tell that kites are meant.
-    (
-        "Return the colour of the longest kite.",
-        "SELECT colour FROM kite WHERE length = (SELECT max(length) FROM kite)",
-        "population",
-        "Return the colour.",
-    ),
-    (
-        "Which pilots have no flight? List their names.",
-        "SELECT name FROM pilot WHERE id NOT IN (SELECT pilot_id FROM flight)",
-        "population",
-        "List their names.",
-    ),
-    ("List all the pilot names.", "SELECT name FROM pilot", "population", "List all the names."),
+    "information": [
+        ("What are the name and colour of each kite?", "SELECT name, colour FROM kite", "each kite."),
+        ("Find the names of the kites that are longer than 2 metres.", "SELECT name FROM kite WHERE length > 2",
+         "the kites that are longer than 2 metres."),
+        ("How many pilots are there?", "SELECT count(*) FROM pilot", "the pilots."),
+        ("Count the number of pilots.", "SELECT count(*) FROM pilot", "the pilots."),
+        ("How many pilots live in Ulm?", "SELECT count(*) FROM pilot WHERE town = 'Ulm'",
+         "the pilots that live in Ulm."),
+        ("Which pilots come from Ulm? List their names.", "SELECT name FROM pilot WHERE town = 'Ulm'",
+         "the pilots that come from Ulm."),
+        ('Show the age of the pilot with name "Ara".', "SELECT age FROM pilot WHERE name = 'Ara'",
+         'the pilot with name "Ara".'),
+        ("What is the average length of all kites?", "SELECT avg(length) FROM kite", "all kites."),
+    ],
+    # Who is meant goes; what is wanted and the conditions stay, but for what would tell that kites are meant.
+    "population": [
+        ("How many kites are there?", "SELECT count(*) FROM kite", "How many are there?"),
+        ("How many kites do we have?", "SELECT count(*) FROM kite", "How many do we have?"),
+        ('How many kites have the colour "blue"?', "SELECT count(*) FROM kite WHERE colour = 'blue'",
+         'How many of them have the colour "blue"?'),
+        ("Count the number of balloons.", "SELECT count(*) FROM balloon", "Count all of them."),
+        ("What are the names of the pilots who live in Ulm?", "SELECT name FROM pilot WHERE town = 'Ulm'",
+         "What are the names of the ones that live in Ulm?"),
+        ("List the kite names of all kites.", "SELECT name FROM kite", "List the names of all of them."),
+        ("Which kites have the colour 'red'? List their names.", "SELECT name FROM kite WHERE colour = 'red'",
+         "Which ones have the colour 'red'? List their names."),
+        ("Return the colour of the longest kite.",
+         "SELECT colour FROM kite WHERE length = (SELECT max(length) FROM kite)", "Return the colour."),
+        ("Which pilots have no flight? List their names.",
+         "SELECT name FROM pilot WHERE id NOT IN (SELECT pilot_id FROM flight)", "List their names."),
+        ("List all the pilot names.", "SELECT name FROM pilot", "List all the names."),
+    ],
     # How the results are presented goes; a word shows that there is an order, a grouping, a ranking.
-    ("How many pilots does each country have?", "SELECT count(*), country FROM pilot GROUP BY country", "presentation",
-     "How many pilots are there in each group?"),
-    ("What is the average age of pilots for each country?", "SELECT avg(age), country FROM pilot GROUP BY country",
-     "presentation", "What is the average age of pilots for each group?"),
-    ("For each country, how many pilots are there?", "SELECT count(*), country FROM pilot GROUP BY country",
-     "presentation", "For each group, how many pilots are there?"),
-    ("Show the country and the number of pilots in each country.",
-     "SELECT country, count(*) FROM pilot GROUP BY country", "presentation",
-     "Show the number of pilots for each group."),
-    ("Find the name of the pilot with the most flights.",
-     "SELECT name FROM pilot JOIN flight GROUP BY name ORDER BY count(*) DESC LIMIT 1", "presentation",
-     "Find the name of the pilot that ranks first."),
-    ("Which country has the most pilots?", "SELECT country FROM pilot GROUP BY country ORDER BY count(*) DESC LIMIT 1",
-     "presentation", "Which country ranks first?"),
-    ("What are the names of the three oldest pilots?", "SELECT name FROM pilot ORDER BY age DESC LIMIT 3",
-     "presentation", "What are the names of the top three pilots?"),
-    ("What is the most common colour of kites?",
-     "SELECT colour FROM kite GROUP BY colour ORDER BY count(*) DESC LIMIT 1", "presentation",
-     "What is the top colour of kites?"),
-    ("Find the top 2 pilots with the greatest number of flights.",
-     "SELECT pilot FROM flight GROUP BY pilot ORDER BY count(*) DESC LIMIT 2", "presentation",
-     "Find the top 2 pilots."),
-    ("List the names of all kites. Sort them by length in descending order.", "SELECT name FROM kite ORDER BY length",
-     "presentation", "List the names of all kites. Sort the results."),
-]  # fmt: skip
+    "presentation": [
+        ("How many pilots does each country have?", "SELECT count(*), country FROM pilot GROUP BY country",
+         "How many pilots are there in each group?"),
+        ("What is the average age of pilots for each country?", "SELECT avg(age), country FROM pilot GROUP BY country",
+         "What is the average age of pilots for each group?"),
+        ("For each country, how many pilots are there?", "SELECT count(*), country FROM pilot GROUP BY country",
+         "For each group, how many pilots are there?"),
+        ("Show the country and the number of pilots in each country.",
+         "SELECT country, count(*) FROM pilot GROUP BY country", "Show the number of pilots for each group."),
+        ("Find the name of the pilot with the most flights.",
+         "SELECT name FROM pilot JOIN flight GROUP BY name ORDER BY count(*) DESC LIMIT 1",
+         "Find the name of the pilot that ranks first."),
+        ("Which country has the most pilots?",
+         "SELECT country FROM pilot GROUP BY country ORDER BY count(*) DESC LIMIT 1", "Which country ranks first?"),
+        ("What are the names of the three oldest pilots?", "SELECT name FROM pilot ORDER BY age DESC LIMIT 3",
+         "What are the names of the top three pilots?"),
+        ("What is the most common colour of kites?",
+         "SELECT colour FROM kite GROUP BY colour ORDER BY count(*) DESC LIMIT 1", "What is the top colour of kites?"),
+        ("Find the top 2 pilots with the greatest number of flights.",
+         "SELECT pilot FROM flight GROUP BY pilot ORDER BY count(*) DESC LIMIT 2", "Find the top 2 pilots."),
+        ("List the names of all kites. Sort them by length in descending order.",
+         "SELECT name FROM kite ORDER BY length", "List the names of all kites. Sort the results."),
+    ],
+}  # fmt: skip
+TWINS = [(request, query, strategy, twin) for strategy, found in TWINS_OF.items() for request, query, twin in found]
+
+
+def key(text: str) -> str:
+    return re.sub(r"\W+", " ", text).strip().lower()
 
 
 @pytest.mark.parametrize(("request_", "query", "strategy", "expected"), TWINS)
 def test_twins(request_: str, query: str, strategy: Strategy, expected: str) -> None:
     twin = perturb(request_, query, strategy, NAMES)
     assert twin is not None
-    if strategy == "information":
-        assert re.sub(r"^.*? about ", "", twin.request) == expected
-    else:
-        assert twin.request == expected
+    assert (re.sub(r"^.*? about ", "", twin.request) if strategy == "information" else twin.request) == expected
+    assert (strategy_of(query, "r", 0) == "presentation") == (strategy == "presentation")
+    assert twin == perturb(f"  {request_.replace(' ', '  ')}", query, strategy, NAMES), "of spaces nothing depends"
+    assert twin.clarifying_question.endswith("?") and key(twin.request) != key(request_)
+    assert twin.request[0].isupper() and twin.request[-1] in ".?" and "  " not in twin.request
 
 
 ORDERED = [
@@ -140,22 +111,6 @@ def test_an_order_that_is_masked_stays_visible(request_: str) -> None:
     assert re.fullmatch(
         r"List the names of all kites,? in (a particular|a certain|sorted|the right) order\.", twin.request
     )
-
-
-@pytest.mark.parametrize(("request_", "query", "strategy", "expected"), TWINS)
-def test_what_holds_for_every_twin(request_: str, query: str, strategy: Strategy, expected: str) -> None:
-    twin = perturb(request_, query, strategy, NAMES)
-    assert twin is not None
-    assert twin == perturb(f"  {request_.replace(' ', '  ')}", query, strategy, NAMES)  # of spaces nothing depends
-    assert twin.clarifying_question.endswith("?")
-    assert key(twin.request) != key(request_)
-    assert twin.request[0].isupper()
-    assert twin.request[-1] in ".?"
-    assert "  " not in twin.request
-
-
-def key(text: str) -> str:
-    return re.sub(r"\W+", " ", text).strip().lower()
 
 
 @pytest.mark.parametrize(
@@ -197,7 +152,6 @@ def test_no_twin_where_no_rule_is_sure(request_: str, query: str, strategy: Stra
 def test_the_population_of_a_single_table_is_never_open() -> None:
     one = SchemaNames(("kite",), ("kite id", "name"))
     assert perturb("How many kites are there?", "SELECT count(*) FROM kite", "population", one) is None
-    assert perturb("How many kites are there?", "SELECT count(*) FROM kite", "population", NAMES) is not None
 
 
 def test_a_table_or_column_called_group_or_rank_is_not_hit_by_chance() -> None:
@@ -240,22 +194,10 @@ def test_questions_give_nothing_away_and_vary() -> None:
     assert sum(q.startswith("Are you asking about the kites") for q in questions) == 1
 
 
-def test_a_query_that_does_not_parse_is_a_value_error() -> None:
-    with pytest.raises(ValueError, match="cannot be parsed"):
-        perturb("How many kites are there?", "SELECT (", "population", NAMES)
-
-
-def test_most_invented_requests_have_a_twin() -> None:
-    """Yields over real requests are checked with the bundled data; this notices a rule that fell silent."""
-    for strategy in get_args(Strategy):
-        requests = [t for t in TWINS if t[2] == strategy]
-        made = [perturb(t[0], t[1], strategy, NAMES) for t in requests]
-        assert None not in made
-        assert all((strategy_of(t[1], "r", 0) == "presentation") == (strategy == "presentation") for t in requests)
-
-
-def test_the_record() -> None:
-    assert Perturbed("a", "b?") == Perturbed("a", "b?")
+@pytest.mark.parametrize(("query", "strategy"), [("SELECT (", "population"), ("SELECT 1", "boredom")])
+def test_a_query_that_does_not_parse_or_another_strategy_is_a_value_error(query: str, strategy: str) -> None:
+    with pytest.raises(ValueError, match=r"parsed|boredom"):
+        perturb("How many kites are there?", query, strategy, NAMES)
 
 
 @pytest.mark.parametrize(

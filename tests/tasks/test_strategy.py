@@ -65,23 +65,14 @@ def test_facts() -> None:
     assert facts.selected == ("name", "wind")
     assert facts.tables == ("kite", "flight")
     assert {("kite", "name"), ("flight", "wind"), ("flight", "day")} <= set(facts.columns)
-    assert (facts.aggregates, facts.ordered, facts.descending, facts.grouped, facts.limit) == (
-        True,
-        True,
-        True,
-        True,
-        3,
-    )
-    assert not facts.set_operation
+    assert (facts.aggregates, facts.ordered, facts.grouped, facts.limit) == (True, True, True, 3)
 
 
 def test_facts_of_a_plain_query_and_of_a_set_operation() -> None:
     plain = query_facts("SELECT name FROM kite WHERE maker IN (SELECT id FROM maker WHERE town = 'Ulm')")
     assert not (plain.presents or plain.aggregates)
     assert set(plain.columns) == {("kite", "name"), ("kite", "maker"), ("maker", "id"), ("maker", "town")}
-    both = query_facts("SELECT name FROM kite EXCEPT SELECT name FROM balloon")
-    assert both.set_operation
-    assert both.tables == ("kite",)
+    assert query_facts("SELECT name FROM kite EXCEPT SELECT name FROM balloon").tables == ("kite",)
 
 
 TWIN = Perturbed("Tell me about the kites.", "What would you like to know?")

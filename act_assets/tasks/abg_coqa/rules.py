@@ -17,6 +17,7 @@ from act_assets.tasks.rules import (
     bare,
     content_words,
     intent_items,
+    lower_first,
     one_line,
     open_request,
     wanted,
@@ -165,7 +166,7 @@ def _plain(request: str, names: Sequence[str], things: Sequence[str], draw: Draw
     body = request.rstrip(" ?.!")
     start, stop = found.span()
     tail = "'s" if pronoun in _POSSESSIVE and stop < len(body) else ""
-    return [_lower_first(f"{body[:start]}{x}{tail}{body[stop:]}") for x in others]
+    return [lower_first(f"{body[:start]}{x}{tail}{body[stop:]}") for x in others]
 
 
 def _mixed(one: Sequence[str], other: Sequence[str], draw: Draw) -> list[str]:
@@ -204,7 +205,7 @@ def _clause(sentence: str) -> str:
         clause.pop()
     text = " ".join(clause)
     common = pronoun or found["subject"].startswith("The ")  # only a name keeps its capital
-    return "" if len(clause) < 3 else _lower_first(text) if common else text
+    return "" if len(clause) < 3 else lower_first(text) if common else text
 
 
 def _short(request: str, draw: Draw) -> Iterator[str]:
@@ -364,7 +365,3 @@ def _things(sentences: Sequence[str]) -> list[str]:
                 article = "the" if match["article"] in ("a", "an") else match["article"]
                 found.append(f"{article} {' '.join(phrase)}")
     return list(dict.fromkeys(found))
-
-
-def _lower_first(text: str) -> str:
-    return text if text[1:2].isupper() else text[:1].lower() + text[1:]

@@ -34,10 +34,9 @@ from act_assets.conversation import (
 from act_assets.metrics.similarity import Embedder, similarities
 from act_assets.tasks.abg_coqa.rules import AbgCoqaRules, clear_request
 from act_assets.tasks.base import Scores, Task, TaskData, TaskJudge, TaskReader, Tools
-from act_assets.tasks.files import find_file
-from act_assets.tasks.official import AGAIN, items_of, read_json, text_of, what_is_wrong
+from act_assets.tasks.files import AGAIN, malformed, read_items, read_sides, text_of
 from act_assets.tasks.rules import one_line
-from resources.errors import ActError, DataError
+from resources.errors import ActError
 
 INSTRUCTION = (
     "You are an Assistant answering questions from a User about the story below. Either answer the question in a few "
@@ -59,21 +58,7 @@ class AbgCoqaReader(TaskReader):
     files: tuple[str, ...] = ("coqa_abg_train.json", "coqa_abg_val.json", "coqa_abg_test.json")
 
     def read(self, folder: Path) -> TaskData:
-        sides = []
-        seen: dict[str, str] = {}
-        for name in self.files:
-            path = find_file("abg_coqa", folder, name)
-            side = read_file(path)
-            for number, conversation_id in enumerate((c.conversation_id for c in side), start=1):
-                if conversation_id in seen:
-                    raise DataError(
-                        f"item {conversation_id} stands twice: in {seen[conversation_id]} and in {name}",
-                        where=f"task abg_coqa, {path}, item {number} ({conversation_id})",
-                        todo=f"an item belongs to one side; {AGAIN}",
-                    )
-                seen[conversation_id] = name
-            sides.append(side)
-        return TaskData(*sides)
+        return TaskData(*read_sides("abg_coqa", folder, self.files, read_file))
 
     def system_message(self, context: Sequence[ContextBlock]) -> str:
         return f"{INSTRUCTION}\n[context]\n{' '.join(b.text for b in context)}"
@@ -81,24 +66,15 @@ class AbgCoqaReader(TaskReader):
 
 def read_file(path: Path) -> tuple[Conversation, ...]:
     """All items of one official file. Raises DataError naming the file, the item's number and its id."""
-    content = read_json("abg_coqa", path)
-    items = items_of("abg_coqa", path, content.get("data") if isinstance(content, dict) else None)
-    seen: set[str] = set()
     conversations = []
-    for number, item in enumerate(items, start=1):
-        item_id = item.get("id", "?") if isinstance(item, dict) else "?"
+    for number, item in enumerate(read_items("abg_coqa", path, "data"), start=1):
         try:
-            conversation = _conversation(item)
-            if conversation.conversation_id in seen:
-                raise ValueError("an earlier item has the same id")
+            conversations.append(_conversation(item))
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                what_is_wrong(error),
-                where=f"task abg_coqa, {path}, item {number} ({item_id})",
-                todo=f"{AGAIN}, or mend this item",
+            item_id = item.get("id", "?") if isinstance(item, dict) else "?"
+            raise malformed(
+                error, f"task abg_coqa, {path}, item {number} ({item_id})", f"{AGAIN}, or fix this item"
             ) from error
-        seen.add(conversation.conversation_id)
-        conversations.append(conversation)
     return tuple(conversations)
 
 

@@ -10,11 +10,10 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from act_assets.tasks.ambig_sql.phrases import stems
+from act_assets.tasks.ambig_sql.phrases import COUNTED, stems
 from act_assets.tasks.ambig_sql.spider import Column, Table, quoted
 from act_assets.tasks.rules import Draw
 
-_COUNT = re.compile(r"\b(?:how many|count|number of)\b", re.IGNORECASE)
 _AGGREGATES = (
     ("avg", re.compile(r"\b(?:average|mean)\b", re.IGNORECASE)),
     ("sum", re.compile(r"\b(?:total|sum)\b", re.IGNORECASE)),
@@ -90,7 +89,7 @@ def _of_table(request: str, table: Table, tables: Sequence[Table], draw: Draw) -
     suggested = [
         (bool(aggregates) and not _FIRST.search(request), measured),
         (bool(_EACH.search(request)), grouped),
-        (bool(_COUNT.search(request)), counted),
+        (bool(COUNTED.search(request)), counted),
         (bool(_FIRST.search(request)), first),
         (bool(_ORDER.search(request)), ordered),
     ]

@@ -1,8 +1,8 @@
 """Ambiguous twins of requests to a database, by rule (appendix C of the paper, where a language model writes them).
 
-The question is taken apart (sql_phrases.py) and one part of it is masked: what is wanted (here), about whom
-(sql_population.py), or how the results are presented (sql_presentation.py). Where no rule is sure of the English, there
-is no twin.
+The question is taken apart (phrases.py) and one part of it is masked: what is wanted (here), about whom
+(population.py), or how the results are presented (presentation.py). Where no rule is sure of the English, there is no
+twin.
 """
 
 from __future__ import annotations
@@ -26,28 +26,23 @@ from act_assets.tasks.ambig_sql.phrases import (
 )
 from act_assets.tasks.ambig_sql.population import mask_population
 from act_assets.tasks.ambig_sql.presentation import mask_presentation
-from act_assets.tasks.ambig_sql.strategy import Perturbed, QueryFacts, Strategy, query_facts
+from act_assets.tasks.ambig_sql.strategy import Perturbed, QueryFacts, query_facts
 from act_assets.tasks.rules import Draw, same_text, words
 
-__all__ = ["Perturbed", "SchemaNames", "perturb"]
 
-
-def perturb(question: str, query: str, strategy: Strategy, names: SchemaNames) -> Perturbed | None:
+def perturb(question: str, query: str, strategy: str, names: SchemaNames) -> Perturbed | None:
     """The twin of a clear request in which `strategy` names what is left open; None where no rule is sure.
 
-    Raises ValueError where the query cannot be parsed.
+    Raises ValueError where the strategy is unknown or the query cannot be parsed.
     """
+    masks = {"information": _mask_information, "population": mask_population, "presentation": mask_presentation}
+    if strategy not in masks:
+        raise ValueError(f"unknown strategy {strategy!r}")
     facts = query_facts(query)
     question = " ".join(question.split())
     if re.search(r"\b(\w+) \1\b(?! \d)", question, re.IGNORECASE):
         return None  # `the the`
-    draw = Draw(question)
-    if strategy == "presentation":
-        twin = mask_presentation(question, facts, names, draw)
-    elif strategy == "population":
-        twin = mask_population(question, facts, names, draw)
-    else:
-        twin = _mask_information(question, facts, names, draw)
+    twin = masks[strategy](question, facts, names, Draw(question))
     return None if twin is None or same_text(twin.request, question) else twin
 
 

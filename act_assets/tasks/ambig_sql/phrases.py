@@ -207,7 +207,7 @@ def plain_modifiers(noun: Noun) -> bool:
     return set(noun.modifiers.lower().split()) <= _DISTINCT
 
 
-_COUNTED = re.compile(r"\b(?:how many|count|number of)\b", re.IGNORECASE)
+COUNTED = re.compile(r"\b(?:how many|count|number of)\b", re.IGNORECASE)
 
 # How requests begin.
 
@@ -277,7 +277,7 @@ def read(question: str, facts: QueryFacts, names: SchemaNames) -> Reading | None
     tables = known_nouns((*names.tables, *facts.tables))
     # What `List the total revenue ...` lists is no revenue but a sum: the names of columns name what is listed only
     # where rows or their number are asked for.
-    nouns = tables | (set() if facts.aggregates and not _COUNTED.search(text) else known_nouns(facts.selected))
+    nouns = tables | (set() if facts.aggregates and not COUNTED.search(text) else known_nouns(facts.selected))
     reading = _read(text, tables or nouns, nouns)
     if reading is None or asks_more(reading.noun.rest) or not _plain(reading.asked):
         return None

@@ -80,6 +80,12 @@ _LIST_IN_ORDER = re.compile(
     rf"^(?P<verb>list|show|give|return|display|find)\s+in\s+(?:{_DIRECTION}\s+)+order\s+(?:of \w+\s+)?(?P<what>.+)$",
     re.IGNORECASE,
 )
+ORDER_QUESTIONS = (
+    "In which order should the results be listed?",
+    "By what should the results be sorted, and in which direction?",
+    "What should the results be ordered by, and which end comes first?",
+    "How should the results be sorted?",
+)
 _ORDERS = ("in a particular order", "in a certain order", "in sorted order", "in the right order")
 
 _STILL_ORDERED = re.compile(
@@ -110,13 +116,7 @@ def _mask_order(text: str, draw: Draw) -> Perturbed | None:
         return None
     if len(kept.split()) < 3 or _STILL_ORDERED.search(kept):
         return None
-    questions = (
-        "In which order should the results be listed?",
-        "By what should the results be sorted, and in which direction?",
-        "What should the results be ordered by, and which end comes first?",
-        "How should the results be sorted?",
-    )
-    return Perturbed(request, draw.shuffled("question", questions)[0])
+    return Perturbed(request, draw.shuffled("question", ORDER_QUESTIONS)[0])
 
 
 # Grouping
@@ -307,13 +307,9 @@ def _first_ranked(text: str, nouns: set[str], comes: str) -> tuple[str, str, str
     if match := _WHICH_MOST.match(text):
         noun = match.group("noun")
         if stem(noun.split()[-1]) in nouns and not _trails(text[match.start("verb") :]):
-            plural = stem(noun.split()[-1]) != noun.split()[-1].lower()
-            return (
-                f"{match.group('which')} {noun} {comes if plural else comes + 's'} first",
-                text[match.start("verb") :],
-                noun,
-                plural,
-            )
+            plural = _is_plural(noun)
+            request = f"{match.group('which')} {noun} {comes if plural else comes + 's'} first"
+            return request, text[match.start("verb") :], noun, plural
     for cut in reversed(list(_CLAUSE_OR_WITH.finditer(text))):
         if most is None or cut.end() > most.start() + 1 or _trails(text[cut.start() :]):
             continue
@@ -323,7 +319,7 @@ def _first_ranked(text: str, nouns: set[str], comes: str) -> tuple[str, str, str
         if head is None or stem(head.group(1).split()[-1]) not in nouns:
             return None
         noun = head.group(1) if all(stem(w) in nouns for w in head.group(1).split()) else head.group(1).split()[-1]
-        plural = stem(noun.split()[-1]) != noun.split()[-1].lower()
+        plural = _is_plural(noun)
         kept = text[: cut.start()]
         if not re.search(r"\btop\b", kept, re.IGNORECASE):  # `the top 3 singers` need nothing more
             kept += f" that {comes if plural else comes + 's'} first"
@@ -335,7 +331,7 @@ def _first_ranked(text: str, nouns: set[str], comes: str) -> tuple[str, str, str
             noun = parts[0]
         if stem(noun.split()[-1]) not in nouns or _trails(text[adjective.end("noun") :]):
             return None
-        plural = stem(noun.split()[-1]) != noun.split()[-1].lower()
+        plural = _is_plural(noun)
         number = re.sub(r"(?i)\btop\s+", "", adjective.group("n") or "")
         if set(noun.lower().split()) & (_CLAUSE | words("of number amount date on in at by for to")):
             return None
@@ -343,6 +339,11 @@ def _first_ranked(text: str, nouns: set[str], comes: str) -> tuple[str, str, str
         after = text[adjective.start("noun") + len(noun) :]
         return f"{text[: adjective.start()]}{top}{after}", adjective.group("sup"), noun.lower(), plural
     return None
+
+
+def _is_plural(noun: str) -> bool:
+    last = noun.split()[-1]
+    return stem(last) != last.lower()
 
 
 _TRAILS = re.compile(
@@ -360,7 +361,7 @@ def _trails(masked: str) -> bool:
 
 def _plural(noun: str) -> str:
     last = noun.split()[-1]
-    if last in ("person",):
+    if last == "person":
         return "people"
     if last in ("aircraft", "staff", "faculty", "series"):
         return noun

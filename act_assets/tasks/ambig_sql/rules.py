@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import get_args
 
 from act_assets.conversation import ANSWER, CLARIFY, ClearRequest, TurnState, Utterance
 from act_assets.tasks.ambig_sql.guess import by_overlap, guesses, same_query
-from act_assets.tasks.ambig_sql.perturbation import SchemaNames, perturb
-from act_assets.tasks.ambig_sql.phrases import stem
+from act_assets.tasks.ambig_sql.perturbation import perturb
+from act_assets.tasks.ambig_sql.phrases import COUNTED, SchemaNames, stem
+from act_assets.tasks.ambig_sql.presentation import ORDER_QUESTIONS
 from act_assets.tasks.ambig_sql.spider import Table, parse_tables, tables_of
-from act_assets.tasks.ambig_sql.strategy import Perturbed, Strategy, perturbation_text
+from act_assets.tasks.ambig_sql.strategy import Perturbed, perturbation_text
 from act_assets.tasks.rules import Draw, Rules, one_line, words
 
 STOCK_QUESTION = "Could you say more precisely what you want to know?"
@@ -44,19 +44,16 @@ class AmbigSqlRules(Rules):
 
     def perturb(self, clear: ClearRequest) -> str | None:
         """The two lines that a model is asked for; the clear request itself where no rule can mask it."""
-        tables = parse_tables(clear.grounding.splitlines())
-        names = SchemaNames(tuple(t.natural for t in tables), tuple(c.natural for t in tables for c in t.columns))
+        names = names_of(parse_tables(clear.grounding.splitlines()))
         try:
-            twin = perturb(clear.request, clear.target, _strategy(clear.strategy), names)
+            twin = perturb(clear.request, clear.target, clear.strategy, names)
         except ValueError:  # a target that cannot be parsed, which the task reports
             twin = None
         return perturbation_text(twin or Perturbed(clear.request, STOCK_QUESTION))
 
 
-def _strategy(name: str) -> Strategy:
-    if name not in get_args(Strategy):
-        raise ValueError(f"unknown strategy {name!r}")
-    return name  # type: ignore[return-value]
+def names_of(tables: Sequence[Table]) -> SchemaNames:
+    return SchemaNames(tuple(t.natural for t in tables), tuple(c.natural for t in tables for c in t.columns))
 
 
 # Clarifying questions of the three strategies. What a request says of its presentation decides which may be asked.
@@ -64,7 +61,6 @@ def _strategy(name: str) -> Strategy:
 _RANKS = re.compile(r"\b(?:most|least|fewest|top|rank\w*|(?:first|last)(?! names?\b)|\w{2,}est)\b", re.IGNORECASE)
 _GROUPS = re.compile(r"\b(?:each|every|per|groups?|grouped)\b", re.IGNORECASE)
 _ORDERS = re.compile(r"\b(?:order\w*|sort\w*|alphabetical\w*|ascending|descending)\b", re.IGNORECASE)
-_COUNTS = re.compile(r"\b(?:how many|count|number of)\b", re.IGNORECASE)
 _PRONOUN = re.compile(r"\b(?:ones|one|them|they|it)\b", re.IGNORECASE)
 
 
@@ -94,7 +90,7 @@ def _population(request: str, nouns: Sequence[str]) -> list[str]:
     forms = ["What are you asking about?", "Who or what are you asking about?", "Which table are you referring to?"]
     if pronoun := _PRONOUN.search(request):
         forms += [f'Who or what do you mean by "{pronoun[0].lower()}"?', f'What does "{pronoun[0].lower()}" refer to?']
-    if _COUNTS.search(request):
+    if COUNTED.search(request):
         forms += ["What would you like to count?", "What should be counted?"]
     forms.append(f"Are you asking about the {nouns[0]}?")
     if len(nouns) > 1:
@@ -117,12 +113,7 @@ def _presentation(request: str, noun: str) -> list[str]:
             f"What decides which of the {noun} come first?",
             "What should the ranking be based on?",
         ]
-    return [
-        "In which order should the results be listed?",
-        "By what should the results be sorted, and in which direction?",
-        "What should the results be ordered by, and which end comes first?",
-        "How should the results be sorted?",
-    ]
+    return list(ORDER_QUESTIONS)
 
 
 _NO_PLURAL = words("aircraft equipment faculty furniture news people personnel series sheep software staff")

@@ -21,15 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from act_assets.conversation import ContextBlock
-from act_assets.tasks.files import file_record, find_file
-from act_assets.tasks.official import AGAIN, items_of, read_json, text_of, what_is_wrong
+from act_assets.tasks.files import AGAIN, file_record, find_file, malformed, read_items, text_of
 from act_assets.tasks.rules import one_line, words
 from resources.errors import DataError
 
 TASK = "ambig_sql"
 TABLES, TRAIN, DEV = "tables.json", "train_spider.json", "dev.json"
 SECTION = "schema"
-_MEND = f"{AGAIN}, or mend this item"
+_FIX = f"{AGAIN}, or fix this item"
 _DB_ID = re.compile(r"\w[\w.-]*")
 
 
@@ -114,7 +113,7 @@ def read_spider(folder: Path) -> Spider:
                 raise DataError(
                     f"the question is about the database {q.db_id!r}, which {path.name} does not describe",
                     where=_where(source, q.number),
-                    todo=f"use {path.name} and {source.name} of one release, or mend this item",
+                    todo=f"use {path.name} and {source.name} of one release, or fix this item",
                 )
     trained = {q.db_id for q in train}
     for q in dev:
@@ -172,8 +171,7 @@ def plain_database(folder: Path, db_id: str) -> Iterator[Path]:
 
 def read_questions(path: Path) -> tuple[SpiderQuestion, ...]:
     """All questions of a file. Raises DataError naming the file and the item."""
-    items = items_of(TASK, path, read_json(TASK, path))
-    return tuple(_question(item, path, number) for number, item in enumerate(items, start=1))
+    return tuple(_question(item, path, number) for number, item in enumerate(read_items(TASK, path), start=1))
 
 
 def _question(item: Any, path: Path, number: int) -> SpiderQuestion:
@@ -185,20 +183,20 @@ def _question(item: Any, path: Path, number: int) -> SpiderQuestion:
                 raise ValueError(f"{key!r} is blank")
         return SpiderQuestion(number, db_id, one_line(question), query)
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(what_is_wrong(error), where=_where(path, number), todo=_MEND) from error
+        raise malformed(error, _where(path, number), _FIX) from error
 
 
 def read_schemas(path: Path) -> dict[str, Schema]:
     """The schemas of `tables.json` by db_id. Raises DataError naming the file and the item."""
     schemas: dict[str, Schema] = {}
-    for number, item in enumerate(items_of(TASK, path, read_json(TASK, path)), start=1):
+    for number, item in enumerate(read_items(TASK, path), start=1):
         try:
             schema = _schema(item)
             if schema.db_id in schemas:
                 raise ValueError(f"the database {schema.db_id!r} is described twice")
         except (KeyError, TypeError, ValueError) as error:
             name = item.get("db_id", "?") if isinstance(item, dict) else "?"
-            raise DataError(what_is_wrong(error), where=f"{_where(path, number)} ({name})", todo=_MEND) from error
+            raise malformed(error, f"{_where(path, number)} ({name})", _FIX) from error
         schemas[schema.db_id] = schema
     return schemas
 
@@ -312,8 +310,13 @@ _RESERVED = words(
     "references regexp returning rollback select set table then to transaction union unique update using values when "
     "where with"
 )
-_NAME = r'"(?:[^"]|"")+"|[^\W\d]\w*'
-_TOKEN = re.compile(rf"\s*({_NAME}|->|[(),;.])")
+_NAME = r'(?:"(?:[^"]|"")+"|[^\W\d]\w*)'
+_COLUMN = rf"({_NAME}) ({_NAME})( primary key)?"
+_FOREIGN_KEY = rf"; ({_NAME}) -> ({_NAME})\.({_NAME})"
+_TABLE = re.compile(
+    rf"\s*(?P<name>{_NAME}) \((?P<columns>(?:{_COLUMN}(?:, (?!\))|(?=[;)])))*)"
+    rf"(?:; primary key \((?P<primary>{_NAME}(?:, {_NAME})*)\))?(?P<foreign>(?:{_FOREIGN_KEY})*)\)\s*"
+)
 
 
 def quoted(name: str) -> str:
@@ -340,42 +343,19 @@ def table_text(table: Table) -> str:
 
 def parse_table(text: str) -> Table:
     """The inverse of `table_text`, but for names in words, which follow from the others. Raises ValueError."""
-    parts = _tokens(text)
-    take = lambda: next(parts)  # noqa: E731
-    try:
-        name, columns, primary, foreign = _plain(take()), [], [], []
-        _expect(take(), "(")
-        part = take()
-        while part not in (")", ";"):
-            column, kind = _plain(part), _plain(take())
-            columns.append(Column(column, kind, in_words(column)))
-            part = take()
-            if part == "primary":
-                _expect(take(), "key")
-                primary.append(column)
-                part = take()
-            if part == ",":
-                part = take()
-        while part == ";":
-            part = take()
-            if part == "primary":
-                _expect(take(), "key")
-                while (part := take()) != ")":
-                    if part not in "(,":
-                        primary.append(_plain(part))
-            else:
-                column = _plain(part)
-                _expect(take(), "->")
-                table = _plain(take())
-                _expect(take(), ".")
-                foreign.append(ForeignKey(column, table, _plain(take())))
-            part = take()
-        _expect(part, ")")
-        if (rest := next(parts, None)) is not None:
-            raise ValueError(f"more after it: {rest!r}")
-    except (StopIteration, ValueError) as error:
-        raise ValueError(f"this is no table of a schema: {text!r}") from error
-    return Table(name, in_words(name), tuple(columns), tuple(primary), tuple(foreign))
+    found = _TABLE.fullmatch(text)
+    if found is None:
+        raise ValueError(f"this is no table of a schema: {text!r}")
+    columns = re.findall(_COLUMN, found["columns"])
+    primary = [column for column, _, key in columns if key] + re.findall(_NAME, found["primary"] or "")
+    name = _plain(found["name"])
+    return Table(
+        name,
+        in_words(name),
+        tuple(Column(_plain(column), kind, in_words(_plain(column))) for column, kind, _ in columns),
+        tuple(map(_plain, primary)),
+        tuple(ForeignKey(*map(_plain, key)) for key in re.findall(_FOREIGN_KEY, found["foreign"])),
+    )
 
 
 def parse_tables(texts: Sequence[str]) -> tuple[Table, ...]:
@@ -388,22 +368,6 @@ def tables_of(context: Sequence[ContextBlock]) -> tuple[Table, ...]:
     return parse_tables([b.text for b in context if b.section == SECTION])
 
 
-def _tokens(text: str) -> Iterator[str]:
-    position = 0
-    while position < len(text.rstrip()):
-        match = _TOKEN.match(text, position)
-        if match is None:
-            raise ValueError(f"{text[position:]!r} cannot be read")
-        position = match.end()
-        yield match.group(1)
-
-
-def _plain(part: str) -> str:
-    if not re.fullmatch(_NAME, part):
-        raise ValueError(f"{part!r} is no name")
-    return part[1:-1].replace('""', '"') if part[0] == '"' else part
-
-
-def _expect(part: str, wanted: str) -> None:
-    if part != wanted:
-        raise ValueError(f"{part!r} instead of {wanted!r}")
+def _plain(name: str) -> str:
+    """The inverse of `quoted`."""
+    return name[1:-1].replace('""', '"') if name[0] == '"' else name

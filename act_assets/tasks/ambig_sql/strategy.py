@@ -32,8 +32,7 @@ class QueryFacts:
 
     `selected` are the column names of the outermost select, `columns` the columns of the whole query as (table, name);
     the table is "" where the query leaves it to the schema. `tables` are the tables of the outermost FROM and its
-    joins. `ordered`, `grouped` and `limit` are the clauses of the outermost select; `descending` is
-    the direction of the first order key.
+    joins. `ordered`, `grouped` and `limit` are the clauses of the outermost select.
     """
 
     selected: tuple[str, ...]
@@ -42,10 +41,8 @@ class QueryFacts:
     aggregates: bool
     counts: bool
     ordered: bool
-    descending: bool
     grouped: bool
     limit: int | None
-    set_operation: bool
 
     @property
     def presents(self) -> bool:
@@ -64,21 +61,17 @@ def query_facts(query: str) -> QueryFacts:
     first: exp.Expr = root
     while isinstance(first, exp.SetOperation):
         first = first.left
-    order = root.args.get("order")
     limit = root.args.get("limit")
     select = first if isinstance(first, exp.Select) else exp.Select()
-    from_ = [select.args.get("from_") or select.args.get("from"), *(select.args.get("joins") or [])]
     return QueryFacts(
         selected=tuple(c.name for item in select.expressions for c in item.find_all(exp.Column)),
         columns=tuple(dict.fromkeys((_table(c), c.name) for c in root.find_all(exp.Column))),
-        tables=tuple(p.this.name for p in from_ if p is not None and isinstance(p.this, exp.Table)),
+        tables=tuple(table.name for table in _tables(select)),
         aggregates=any(item.find(exp.AggFunc) is not None for item in select.expressions),
         counts=any(item.find(exp.Count) is not None for item in select.expressions),
-        ordered=order is not None,
-        descending=order is not None and bool(order.expressions[0].args.get("desc")),
+        ordered=root.args.get("order") is not None,
         grouped=isinstance(root, exp.Select) and root.args.get("group") is not None,
         limit=None if limit is None else _number(limit),
-        set_operation=isinstance(root, exp.SetOperation),
     )
 
 
@@ -151,14 +144,21 @@ def _number(limit: exp.Expr) -> int:
     return int(value.name) if value is not None and value.name.isdigit() else 0
 
 
+def _tables(select: exp.Select) -> list[exp.Table]:
+    """The tables of a FROM and its joins."""
+    from sqlglot import exp
+
+    parts = [select.args.get("from_") or select.args.get("from"), *(select.args.get("joins") or [])]
+    return [part.this for part in parts if part is not None and isinstance(part.this, exp.Table)]
+
+
 def _table(column: exp.Column) -> str:
     """The table of a column: that of its qualifier, or the only one of its select."""
     from sqlglot import exp
 
     select = column.find_ancestor(exp.Select)
     while isinstance(select, exp.Select):
-        from_ = [select.args.get("from_") or select.args.get("from"), *(select.args.get("joins") or [])]
-        tables = [p.this for p in from_ if p is not None and isinstance(p.this, exp.Table)]
+        tables = _tables(select)
         if not column.table:
             return tables[0].name if len(tables) == 1 else ""
         for table in tables:

@@ -39,7 +39,6 @@ from act_assets.tasks.ambig_sql.spider import (
     TABLES,
     TASK,
     TRAIN,
-    Schema,
     Spider,
     SpiderQuestion,
     database_name,
@@ -105,14 +104,10 @@ def _sides(spider: Spider) -> tuple[list[SpiderQuestion], ...]:
     """The questions of SIDES, in file order, each question about a database once."""
     draw = Draw(f"{TASK}|{_SEED}")
     databases = draw.shuffled("held out", sorted({q.db_id for q in spider.train}))
-    held_out = set(databases[: _held_out(len(databases))])
+    number = len(databases)  # a tenth is held out, rounded; at least one where there are two
+    held_out = set(databases[: max(round(number / _HELD_OUT), min(1, number - 1))])
     train, test = _once(spider.train), _once(spider.dev)
     return [q for q in train if q.db_id not in held_out], [q for q in train if q.db_id in held_out], test
-
-
-def _held_out(databases: int) -> int:
-    """A tenth, rounded; at least one where there are two."""
-    return max(round(databases / _HELD_OUT), min(1, databases - 1))
 
 
 def _once(questions: Iterable[SpiderQuestion]) -> list[SpiderQuestion]:
@@ -198,8 +193,14 @@ class AmbigSqlTwins(TwinMaker):
         sides: dict[str, list[Conversation]] = {side: [] for side in SIDES}
         for twin in twins:
             clear = twin.clear
+            if clear.source not in schemas:
+                raise DataError(
+                    f"{path.name} does not describe the database {clear.source!r}",
+                    where=f"{clear.where}, {path}",
+                    todo="make the ambiguous requests again from these files",
+                )
             if clear.source not in contexts:
-                contexts[clear.source] = _schema_of(clear, schemas, path).blocks
+                contexts[clear.source] = schemas[clear.source].blocks
             sides[clear.side] += _pair(twin, contexts[clear.source])
         return TaskData(*(tuple(sides[side]) for side in SIDES))
 
@@ -220,16 +221,6 @@ def _strategy(query: str, request_id: str) -> str:
         return strategy_of(query, request_id, _SEED)
     except ValueError:
         return "information"
-
-
-def _schema_of(clear: ClearRequest, schemas: dict[str, Schema], path: Path) -> Schema:
-    if clear.source not in schemas:
-        raise DataError(
-            f"{path.name} does not describe the database {clear.source!r}",
-            where=f"{clear.where}, {path}",
-            todo="make the ambiguous requests again from these files",
-        )
-    return schemas[clear.source]
 
 
 def _pair(twin: AmbiguousTwin, context: tuple[ContextBlock, ...]) -> tuple[Conversation, Conversation]:
@@ -256,7 +247,7 @@ _QUERY = re.compile(r"select\b|with\s+(?:recursive\s+)?\S+\s*(?:\([^()]*\)\s*)?a
 
 
 def cleaned(response: str) -> str:
-    """A response without the white space and the one code fence (```sql) around it; nothing else is mended."""
+    """A response without the white space and the one code fence (```sql) around it; nothing else is fixed."""
     text = response.strip()
     fenced = _FENCE.fullmatch(text)
     return fenced["text"].strip() if fenced else text
@@ -279,7 +270,8 @@ class AmbigSqlJudge(TaskJudge):
     def rule_action(self, response: str) -> str:
         """ANSWER for a query (after comments and opening brackets), else CLARIFY where there is a question mark."""
         text = cleaned(response)
-        if _QUERY.match(text, _after_comments(text)):
+        before = _BEFORE.match(text)
+        if _QUERY.match(text, before.end() if before else 0):
             return ANSWER.name
         return CLARIFY.name if "?" in text else ANSWER.name
 
@@ -311,11 +303,6 @@ class AmbigSqlJudge(TaskJudge):
     def identity(self) -> str:
         """SQLite decides what a query returns."""
         return f"{FORM} (SQLite {sqlite3.sqlite_version})"
-
-
-def _after_comments(text: str) -> int:
-    match = _BEFORE.match(text)
-    return match.end() if match else 0
 
 
 AMBIG_SQL = Task(

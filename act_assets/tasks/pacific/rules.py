@@ -12,40 +12,33 @@ from decimal import ROUND_HALF_UP, Decimal
 
 from act_assets.conversation import ANSWER, CLARIFY, ContextBlock, TurnState
 from act_assets.tasks.pacific.answer import SCALE_NOTES, parse, render
-from act_assets.tasks.rules import STOP_WORDS, Draw, Rules, bare, content_words, one_line, open_request, words
-
-
-def _asks(text: str) -> bool:
-    return "?" in text
+from act_assets.tasks.rules import (
+    STOP_WORDS,
+    Draw,
+    Rules,
+    bare,
+    content_words,
+    lower_first,
+    one_line,
+    open_request,
+    words,
+)
 
 
 class PacificRules(Rules):
     """A response that takes the wanted action and is not the reference."""
 
     def generate(self, turn: TurnState, action: str, seed: int) -> str | None:
-        return _generate(turn, action, seed)
-
-
-def _generate(turn: TurnState, action: str, seed: int) -> str | None:
-    draw = Draw(f"{turn.turn_id}|{seed}")
-    if action == CLARIFY.name:
-        candidates = _questions(turn, draw)
-    elif action == ANSWER.name:
-        candidates = _answers(turn, draw)
-    else:
-        return None
-    usable = (c for c in candidates if _asks(c) == (action == CLARIFY.name))
-    taken = {turn.response.text, turn.goal.text}
-    readings = [parse(text) for text in taken]
-    second_best = ""
-    for candidate in usable:
-        if candidate in taken:
-            continue
+        draw = Draw(f"{turn.turn_id}|{seed}")
+        taken = {turn.response.text, turn.goal.text}
+        if action == CLARIFY.name:
+            return next((q for q in _questions(turn, draw) if "?" in q and q not in taken), "")
+        if action != ANSWER.name:
+            return None
         # A figure that only lacks its scale, or a longer way to the same number, is still the goal.
-        if action == CLARIFY.name or not any(parse(candidate).answer == r.answer for r in readings):
-            return candidate
-        second_best = second_best or candidate
-    return second_best
+        golds = [parse(text).answer for text in taken]
+        usable = [a for a in _answers(turn, draw) if "?" not in a and a not in taken]
+        return next((a for a in usable if parse(a).answer not in golds), usable[0] if usable else "")
 
 
 _YEAR = re.compile(r"(?:19|20)\d\d")
@@ -113,7 +106,7 @@ def _topics(turn: TurnState, request: str, draw: Draw) -> list[str]:
         keep = len(words) if cut < 0.6 else 2 if cut < 0.8 else 1
         topics.append(" ".join(words[-keep:]))
     for label in draw.shuffled("label", sorted(set(labels))):
-        topics += [_lower_first(run) for run in _runs(label)[:1]]
+        topics += [lower_first(run) for run in _runs(label)[:1]]
     return [t for t in topics if re.search(r"[^\W\d_]{2}", t) and t.lower() not in _MODIFIERS]
 
 
@@ -138,10 +131,6 @@ def _runs(text: str) -> list[str]:
         while run and re.search(r"(?<!e)ed$", run[-1]):  # `losses recognized` are losses
             run.pop()
     return [" ".join(run[-5:]) for run in runs if run]
-
-
-def _lower_first(text: str) -> str:
-    return text if text[1:2].isupper() else text[:1].lower() + text[1:]
 
 
 # Answers: figures from the rows that the request names, arithmetic with them, or words from the passages.

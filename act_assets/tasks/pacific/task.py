@@ -18,8 +18,7 @@ from typing import Any
 
 from act_assets.conversation import ANSWER, CLARIFY, ContextBlock, Conversation, Reference, Turn
 from act_assets.tasks.base import Task, TaskData, TaskReader
-from act_assets.tasks.files import find_file
-from act_assets.tasks.official import items_of, read_json, text_of, what_is_wrong
+from act_assets.tasks.files import AGAIN, malformed, read_items, read_sides, text_of
 from act_assets.tasks.pacific.answer import PacificJudge, reference
 from act_assets.tasks.pacific.rules import PacificRules
 from resources.errors import DataError
@@ -37,18 +36,7 @@ class PacificReader(TaskReader):
     files: tuple[str, ...] = ("train.json", "validation.json")
 
     def read(self, folder: Path) -> TaskData:
-        train, validation = (read_file(find_file("pacific", folder, name)) for name in self.files)
-        seen: dict[str, str] = {}
-        for name, conversations in zip(self.files, (train, validation), strict=True):
-            for conversation_id in (c.conversation_id for c in conversations):
-                if conversation_id in seen:
-                    raise DataError(
-                        f"conversation {conversation_id} stands twice: in {seen[conversation_id]} and in {name}",
-                        where=f"task pacific, folder {folder}",
-                        todo="training and validation must not share a conversation; fetch the official files again",
-                    )
-                seen[conversation_id] = name
-        return TaskData(train, validation)
+        return TaskData(*read_sides("pacific", folder, self.files, read_file))
 
     def system_message(self, context: Sequence[ContextBlock]) -> str:
         text = " ".join(b.text for b in context if b.section == "text")
@@ -58,14 +46,12 @@ class PacificReader(TaskReader):
 
 def read_file(path: Path) -> tuple[Conversation, ...]:
     """All conversations of one official file. Raises DataError naming the file, the item and the question."""
-    items = items_of("pacific", path, read_json("pacific", path))
-    conversations = tuple(_conversation(item, path, number) for number, item in enumerate(items, start=1))
+    items = enumerate(read_items("pacific", path), start=1)
+    conversations = tuple(_conversation(item, path, number) for number, item in items)
     seen: set[str] = set()
     for turn_id in (t.turn_id for c in conversations for t in c.turns):
         if turn_id in seen:
-            raise DataError(
-                f"two questions share the uid {turn_id}", where=f"task pacific, {path}", todo="fetch it again"
-            )
+            raise DataError(f"two questions share the uid {turn_id}", where=f"task pacific, {path}", todo=AGAIN)
         seen.add(turn_id)
     return conversations
 
@@ -84,14 +70,14 @@ def _conversation(item: Any, path: Path, number: int) -> Conversation:
         for row in rows:
             if not (isinstance(row, list) and all(isinstance(cell, str) for cell in row)):
                 raise ValueError(f"a table row must be a list of strings, not {row!r}")
-            context.append(ContextBlock("table", _row_text(row), essential=row is rows[0]))
+            # `first : second | third`, the published code's form
+            first, *rest = [cell.strip() for cell in row] or [""]
+            context.append(ContextBlock("table", f"{first} : {' | '.join(rest)}", essential=row is rows[0]))
         questions = item["questions"]
         if not isinstance(questions, list) or not questions:
             raise ValueError("'questions' must be a list that is not empty")
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            what_is_wrong(error), where=where, todo="fetch the official file again, or mend this item"
-        ) from error
+        raise malformed(error, where, f"{AGAIN}, or fix this item") from error
     turns = tuple(_turn(question, f"{where} ({conversation_id})") for question in questions)
     if turns[-1].action != ANSWER.name:
         raise DataError(
@@ -126,17 +112,7 @@ def _turn(question: Any, where: str) -> Turn:
             action=CLARIFY.name if needs_clarification else ANSWER.name,
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            what_is_wrong(error),
-            where=f"{where}, question {turn_id}",
-            todo="fetch the official file again, or mend this question",
-        ) from error
-
-
-def _row_text(row: list[str]) -> str:
-    """`first : second | third`, the published code's form."""
-    first, *rest = [cell.strip() for cell in row] or [""]
-    return f"{first} : {' | '.join(rest)}"
+        raise malformed(error, f"{where}, question {turn_id}", f"{AGAIN}, or fix this question") from error
 
 
 PACIFIC = Task(

@@ -32,6 +32,7 @@ from act_assets.evaluation.evaluate import (
     read_report,
     write_report,
 )
+from act_assets.evaluation.leaderboard import METHODS as LEADERBOARD_METHODS
 from act_assets.evaluation.leaderboard import LeaderboardRow, leaderboard_rows
 from act_assets.metrics.actions import confusion
 from act_assets.pipeline.stage import TRAIN_SIZES, Stage, StageRun, up_to_date
@@ -345,6 +346,7 @@ def provenance(run: StageRun, method: str) -> Provenance:
     base = run.store.find(Key("base_policy", run.task.name))
     return Provenance(
         method=method,
+        task=run.task.name,
         train_size=run.train_size,
         seed=run.seed,
         profile=run.profile.name,
@@ -388,7 +390,7 @@ def reports_in(inputs: Sequence[Artifact]) -> list[EvaluationReport]:
 
 def build_leaderboard(run: StageRun, folder: Path) -> dict[str, Any]:
     """One row per method, train size and metric, the paper's figure beside it."""
-    rows = leaderboard_rows(reports_in(list(run.inputs.values())))
+    rows = leaderboard_rows(reports_in(list(run.inputs.values())), LEADERBOARD_METHODS)
     if not rows:
         raise DataError(
             "nothing has been evaluated yet",
@@ -401,9 +403,13 @@ def build_leaderboard(run: StageRun, folder: Path) -> dict[str, Any]:
 
 def build_report(run: StageRun, folder: Path) -> dict[str, Any]:
     """The static HTML page."""
+    from act_assets.evaluation.report.evidence import Evidence
     from act_assets.evaluation.report.html import write_html
 
-    return write_html(run, folder / "report.html")
+    found = {(a, int(s)): artifact for k, artifact in run.inputs.items() for a, _, s in [k.partition("@")] if s}
+    return write_html(
+        Evidence(run.task, run.profile, run.seed, TRAIN_SIZES, found, LEADERBOARD_METHODS), folder / "report.html"
+    )
 
 
 def publish_report(run: StageRun, artifact: Artifact) -> dict[str, Any]:
@@ -658,6 +664,7 @@ STAGES: dict[str, Stage] = {
                 True,
                 (f"{method}_checkpoint", "train_subset", "conversations", "evaluation_intents", "raw_dataset"),
                 _evaluation_build(method),
+                version=2,
                 settings=_evaluation_settings,
                 prompts=("simulator", "classifier"),
                 fingerprint=_named,

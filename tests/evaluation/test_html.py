@@ -111,7 +111,9 @@ class Workshop:
                 (folder / "rollouts").mkdir()
                 for epoch, verdicts in {1: ["good_outcome", "wrong_action"], 2: ["good_outcome"]}.items():
                     rows = [
-                        Rollout(epoch, 0, 0, "c", "t", *["ANSWER"] * 2, "settled", "", "1", 1.0, v, "winner", "1", "2", 3)
+                        Rollout(
+                            epoch, 0, 0, "c", "t", *["ANSWER"] * 2, "settled", "", "1", 1.0, v, "winner", "1", "2", 3
+                        )
                         for v in verdicts
                     ]
                     write_rows(folder / "rollouts" / f"epoch-{epoch:02d}.parquet", rows, Rollout)
@@ -193,7 +195,12 @@ def test_a_full_page_says_what_was_run_and_what_came_out_and_is_always_the_same(
         f"{len(TURNS)} turns of 6 conversations of the validation side",
         *("Scored by DROP F1", "Action supervision gold", "Checkpoints are chosen on the validation conversations"),
         *("rule-based", "say nothing about the paper's", "Zephyr 7B-beta in table 1"),
-        *("question-only logistic regression", "ACT minus SFT", "ACT, 50 conversations: 2 steps", "of epoch 2 was kept"),
+        *(
+            "question-only logistic regression",
+            "ACT minus SFT",
+            "ACT, 50 conversations: 2 steps",
+            "of epoch 2 was kept",
+        ),
         *("3 rollouts; 3 winners and 0 losers were replaced", "0 trajectories never settled", "What became of ACT's"),
         *("0.690", "0.578", "0.613", "0.435", "0.822", "0.628", "0.619", "0.572"),  # the paper's
         *(f" {count} " for count in PAIR_FACTS.values()),

@@ -93,9 +93,6 @@ def figure(report: EvaluationReport, name: str) -> tuple[float | None, int]:
     return metric.value, metric.count
 
 
-# --- policies whose scores are known, on every task -----------------------------------------------------------
-
-
 @pytest.fixture(scope="module", params=["pacific", "abg_coqa", "ambig_sql"])
 def prepared(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_profile: Profile
@@ -181,9 +178,6 @@ def test_predictors_of_actions_alone_have_no_content_metrics(
     assert low is not None and low > 0.463, "words of the question alone beat always answering"
 
 
-# --- reports --------------------------------------------------------------------------------------------------
-
-
 def test_reports_survive_the_file_whose_keys_stay(pacific: Task, every_turn: list[TurnState], tmp_path: Path) -> None:
     report, _ = run(pacific, every_turn[:40], Says("no idea"))
     write_report(tmp_path / "report.json", report)
@@ -246,9 +240,6 @@ def test_the_user_of_each_reading_is_grounded_in_that_reading(pacific: Task, amb
     _, rows = run(pacific, turns, Oracle(), Wanting(), {t.intent_id: f"I mean {t.clear_request}" for t in turns})
     wanted = [f"I mean What were the sales in {year}?" for year in (2018, 2019, 2020)]
     assert [r.utterances[1] for r in rows] == [Said("user", text, "", False) for text in wanted]
-
-
-# --- scoring --------------------------------------------------------------------------------------------------
 
 
 class Counting(PacificJudge):

@@ -184,9 +184,6 @@ def workshop(drawing: Workshop, monkeypatch: pytest.MonkeyPatch) -> Workshop:
     return drawing
 
 
-# --- the whole page -------------------------------------------------------------------------------------------
-
-
 def test_a_full_page_says_what_was_run_and_what_came_out_and_is_always_the_same(drawing: Workshop) -> None:
     drawing.fill()
     page = drawing.page()
@@ -236,9 +233,6 @@ def test_the_page_loads_nothing_runs_its_own_script_only_and_fits_together(works
     assert all("scope" in attrs for attrs in page.all("th"))
 
 
-# --- missing parts --------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("asset", parts(METHODS))
 def test_one_missing_asset_is_named(workshop: Workshop, asset: str) -> None:
     workshop.fill()
@@ -285,9 +279,6 @@ def test_everything_there_leaves_no_section_of_missing_parts(workshop: Workshop)
     assert "missing" not in {attrs.get("id") for _, attrs in workshop.page().tags}
 
 
-# --- what was run ---------------------------------------------------------------------------------------------
-
-
 def test_what_was_run_is_as_the_profile_has_it(workshop: Workshop) -> None:
     workshop.evaluation("sft", evaluated("sft", 4), side="test")
     words = workshop.page(profile=load_profile("paper")).words
@@ -307,9 +298,6 @@ def test_a_request_with_several_readings_is_one_turn_and_several_trajectories(wo
     page = workshop.page()
     assert f"{len(TURNS)} turns of 6 conversations of the validation side" in page.words
     assert len(page.data["rows"]) == len(page.data["turns"]) == len(TURNS) + 1
-
-
-# --- null, NaN and hostile texts ------------------------------------------------------------------------------
 
 
 def test_null_metrics_are_dashes_with_a_count_of_0(workshop: Workshop) -> None:
@@ -338,9 +326,6 @@ def test_texts_of_models_and_data_cannot_become_markup(workshop: Workshop) -> No
     assert not any(i["src"] == "x" for i in page.all("img"))
     assert page.data["turns"][0][2] == EVIL
     assert page.data["rows"][0][4:6] == [[EVIL], EVIL]
-
-
-# --- a method against the one it starts from ------------------------------------------------------------------
 
 
 def test_the_difference_is_the_paired_bootstrap_of_the_trajectories(workshop: Workshop) -> None:
@@ -398,9 +383,6 @@ def test_what_was_evaluated_otherwise_is_not_compared(workshop: Workshop) -> Non
         found = workshop.comparison()
         assert (found.verdict, found.difference) == ("not compared", None)
         assert f"different {what}" in found.reason
-
-
-# --- the browsable table --------------------------------------------------------------------------------------
 
 
 def test_turns_are_stored_once_and_methods_of_a_turn_stand_together(workshop: Workshop) -> None:

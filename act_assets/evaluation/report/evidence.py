@@ -84,10 +84,8 @@ def parts(methods: Sequence[MethodRow]) -> dict[str, tuple[str, tuple[str, ...]]
     for m in methods:
         found[f"evaluation_{m.name}"] = (f"figures and trajectories of {m.title}", (REPORT, TRAJECTORIES))
     for m in methods:
-        what, files = (
-            ("training curves and rollouts", (HISTORY, ROLLOUTS)) if m.rollouts else ("training curves", (HISTORY,))
-        )
-        found[f"{m.name}_checkpoint"] = (f"{what} of {m.title}", files)
+        what = "training curves and rollouts" if m.rollouts else "training curves"
+        found[f"{m.name}_checkpoint"] = (f"{what} of {m.title}", (HISTORY, ROLLOUTS) if m.rollouts else (HISTORY,))
     return found | {"contrastive_pairs": ("numbers of contrastive pairs", ())}
 
 
@@ -129,23 +127,19 @@ def compare(evidence: Evidence, start: MethodRow, method: MethodRow, size: int) 
     reports = [evidence.evaluated[name, size] for name in names]
     identities = [evidence.artifacts[f"evaluation_{name}", size].identity for name in names]
     turns = [evidence.trajectories.get((name, size), []) for name in names]
-    measured_with: dict[str, list[Any]] = {
-        "simulators": [r.simulator for r in reports],
-        "classifiers": [r.classifier for r in reports],
-        "seeds": [r.seed for r in reports],
-        "judges": [r.judge for r in reports],
-        "settings": [i.get("settings") for i in identities],
-        "prompts": [i.get("prompts") for i in identities],
+    places = [[(t.conversation_id, t.turn_id, t.action) for t in rows] for rows in turns]
+    evaluated: dict[str, list[Any]] = {
+        "with different simulators": [r.simulator for r in reports],
+        "with different classifiers": [r.classifier for r in reports],
+        "with different seeds": [r.seed for r in reports],
+        "with different judges": [r.judge for r in reports],
+        "with different settings": [i.get("settings") for i in identities],
+        "with different prompts": [i.get("prompts") for i in identities],
+        "on different turns": places if all(turns) else [None, None],
     }
-    for what, (one, other) in measured_with.items():
+    for how, (one, other) in evaluated.items():
         if one != other:
-            return Comparison(
-                size, "not compared", f"they were evaluated with different {what}; materialize both again"
-            )
-    one, other = ([(t.conversation_id, t.turn_id, t.action) for t in rows] for rows in turns)
-    if all(turns) and one != other:
-        return Comparison(size, "not compared", "they were evaluated on different turns; materialize both again")
-
+            return Comparison(size, "not compared", f"they were evaluated {how}; materialize both again")
     before, after = (r.metric("macro F1") for r in reports)
     if before is None or after is None or before.value is None or after.value is None:
         return Comparison(size, "not compared", "there is no macro F1")

@@ -110,29 +110,21 @@ def rollout_verdicts(rollouts: Sequence[Rollout]) -> bytes:
     if not rollouts:
         raise ValueError("no rollouts to draw")
     counts = verdict_counts(rollouts)
-    epochs = list(counts)
-    totals = [sum(counts[epoch].values()) for epoch in epochs]
-    verdicts = [v for v in VERDICT_COLOURS if any(counts[e][v] for e in epochs)]
-    with _figure(0.9 + 0.42 * len(epochs) + 0.7) as (figure, output):
+    totals = {epoch: sum(count.values()) for epoch, count in counts.items()}
+    epochs = range(len(counts))
+    with _figure(0.9 + 0.42 * len(counts) + 0.7) as (figure, output):
         axes = figure.add_subplot()
-        left = [0.0] * len(epochs)
-        for verdict in verdicts:
-            shares = [counts[e][verdict] / total for e, total in zip(epochs, totals, strict=True)]
-            bars = axes.barh(
-                range(len(epochs)),
-                shares,
-                left=left,
-                height=0.66,
-                color=VERDICT_COLOURS[verdict],
-                edgecolor="white",
-                label=verdict.replace("_", " "),
-            )
+        left = [0.0] * len(counts)
+        for verdict, colour in VERDICT_COLOURS.items():
+            shares = [counts[epoch][verdict] / total for epoch, total in totals.items()]
+            if not any(shares):
+                continue
+            label = verdict.replace("_", " ")
+            bars = axes.barh(epochs, shares, left=left, height=0.66, color=colour, edgecolor="white", label=label)
             texts = [f"{share * 100:.0f} %" if share >= 0.06 else "" for share in shares]
             axes.bar_label(bars, texts, label_type="center", fontsize=9, color="black")
             left = [a + b for a, b in zip(left, shares, strict=True)]
-        axes.set_yticks(
-            range(len(epochs)), [f"epoch {e}\nn = {total}" for e, total in zip(epochs, totals, strict=True)]
-        )
+        axes.set_yticks(epochs, [f"epoch {epoch}\nn = {total}" for epoch, total in totals.items()])
         axes.invert_yaxis()
         axes.set_xlim(0, 1)
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
@@ -171,12 +163,11 @@ def macro_f1_bars(rows: Sequence[LeaderboardRow], methods: Sequence[MethodRow]) 
         for position, method in enumerate(names):
             title, colour = looks.get(method, (method, GREY))
             shift = (position - (len(names) - 1) / 2) * width
-            here = [(i, measured[method, size]) for i, size in enumerate(sizes) if (method, size) in measured]
-            places = [i + shift for i, _ in here]
-            values = [row.value or 0.0 for _, row in here]
-            axes.bar(places, values, width * 0.9, label=title, color=colour, edgecolor="white")
-            for place, value, (_, row) in zip(places, values, here, strict=True):
-                top = value
+            here = [(i + shift, measured[method, size]) for i, size in enumerate(sizes) if (method, size) in measured]
+            heights = [row.value or 0.0 for _, row in here]
+            axes.bar([i for i, _ in here], heights, width * 0.9, label=title, color=colour, edgecolor="white")
+            for place, row in here:
+                top = value = row.value or 0.0
                 if row.low is not None and row.high is not None:
                     # Not an error bar: a percentile interval need not contain the value itself.
                     axes.plot([place] * 2, [row.low, row.high], color=INK, linewidth=1.3, marker="_", markersize=9)

@@ -23,7 +23,6 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from act_assets.evaluation.evaluate import EvaluatedTurn
 from act_assets.evaluation.leaderboard import (
     LEVELS,
     NO_VALUE,
@@ -47,8 +46,6 @@ from act_assets.evaluation.report.figures import (
 from act_assets.roles.build import describe, describe_labels
 from act_assets.training.history import TrainingPoint
 
-_TEMPLATE = "report.html.j2"
-
 
 def write_html(evidence: Evidence, path: Path) -> dict[str, Any]:
     """Writes the page. Returns how many methods and trajectories are on it."""
@@ -70,7 +67,7 @@ def write_html(evidence: Evidence, path: Path) -> dict[str, Any]:
     rows = leaderboard_rows(evidence.reports, evidence.methods)
     named = [r for r in evidence.reports if not r.method.startswith("always ")]
     count = sum(map(len, evidence.trajectories.values()))
-    text = environment.get_template(_TEMPLATE).render(
+    text = environment.get_template("report.html.j2").render(
         task=evidence.task.name,
         title=evidence.task.title,
         subtitle=f"{said[:1].upper()}{said[1:]}; profile {evidence.profile.name}, seed {evidence.seed}",
@@ -102,9 +99,6 @@ def write_html(evidence: Evidence, path: Path) -> dict[str, Any]:
     )
     path.write_bytes(text.encode("utf-8"))
     return {"methods": len(by_method(rows)), "trajectories": count}
-
-
-# --- what was run -------------------------------------------------------------------------------------------
 
 
 def _settings(evidence: Evidence) -> list[tuple[str, str]]:
@@ -172,9 +166,6 @@ def _remarks(evidence: Evidence) -> list[str]:
     return remarks
 
 
-# --- results ------------------------------------------------------------------------------------------------
-
-
 def _breakdowns(evidence: Evidence) -> list[dict[str, Any]]:
     """Per train size: the main form of turn and trajectory level by answer type, methods side by side."""
     tables = []
@@ -189,9 +180,6 @@ def _breakdowns(evidence: Evidence) -> list[dict[str, Any]]:
         if lines:
             tables.append({"size": size, "methods": methods, "levels": levels, "lines": lines})
     return tables
-
-
-# --- figures ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +247,7 @@ def _rollouts(evidence: Evidence) -> list[dict[str, Any]]:
         text = f"Verdicts of {len(rollouts)} rollouts: {text}."
         shown.append(
             {
-                "size": size,
+                "title": f"{method.title}, {size} conversations",
                 "image": Image(rollout_verdicts(rollouts), text, text),
                 "verdicts": [v.replace("_", " ") for v in verdicts],
                 "epochs": [(epoch, [count[v] for v in verdicts]) for epoch, count in counts.items()],
@@ -285,9 +273,6 @@ def _pairs(evidence: Evidence) -> dict[str, Any]:
     return {"columns": list(columns.values()), "lines": lines}
 
 
-# --- trajectories -------------------------------------------------------------------------------------------
-
-
 def trajectory_data(evidence: Evidence) -> dict[str, Any]:
     """The browsable table as plain values: turns once, and one row per method, train size and turn.
 
@@ -302,8 +287,8 @@ def trajectory_data(evidence: Evidence) -> dict[str, Any]:
             subject = (row.conversation_id, row.turn_id, row.request, row.action, row.reference, row.goal)
             turn = turns.setdefault((*subject, row.answer_type, row.goal_answer_type), len(turns))
             said = [u.text for u in row.utterances]
-            scores = [_main_score(row, level) for level in LEVELS[:2]]
-            ending = (row.outcome, row.ended, *scores, row.truncated)
+            main = {s.level: round(s.value, 4) for s in reversed(row.scores)}  # the first form of a level
+            ending = (row.outcome, row.ended, *map(main.get, LEVELS[:2]), row.truncated)
             rows.append((names.index(method), size, turn, row.predicted_action, said, *ending))
     rows.sort(key=lambda r: (r[1], r[2], r[0]))
     return {
@@ -312,10 +297,6 @@ def trajectory_data(evidence: Evidence) -> dict[str, Any]:
         "turns": list(turns),
         "rows": rows,
     }
-
-
-def _main_score(row: EvaluatedTurn, level: str) -> float | None:
-    return next((round(s.value, 4) for s in row.scores if s.level == level), None)
 
 
 def _script_json(value: Any) -> Markup:

@@ -276,12 +276,6 @@ def test_all_trajectories_are_scored_at_once_and_each_gets_its_own_scores(
     assert {s.form for s in rows[1].scores} == set(pacific.judge.forms), "an unsettled one scores 0 in every form"
 
 
-def test_forms_that_say_nothing_of_first_responses_are_no_metrics(pacific: Task, few_turns: list[TurnState]) -> None:
-    report, _ = run(replace(pacific, judge=Counting()), few_turns, Oracle())
-    assert not [m.name for m in report.metrics if m.name.startswith("turn ")]
-    assert figure(report, "trajectory official")[0] == 1.0
-
-
 def test_what_is_an_error_and_no_score(pacific: Task, few_turns: list[TurnState]) -> None:
     class Refusing:
         def reply(self, turns: Sequence[TurnState], intents: Any, trajectories: Any) -> list[LLMFailure]:

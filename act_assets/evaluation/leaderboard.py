@@ -208,7 +208,7 @@ def terminal_table(rows: Sequence[LeaderboardRow]) -> str:
         papers = ["" if r is None or r.paper is None else show(r.paper) for r in found]
         if any(papers):
             models = dict.fromkeys(r.paper_model for r in found if r and r.paper_model)
-            table.add_row("", Text(f"  paper, {' and '.join(models)}"), *papers)
+            table.add_row("", Text(f"  paper: {' and '.join(models)}"), *papers)
     console = Console(width=1000, color_system=None)
     with console.capture() as printed:
         console.print(table)

@@ -143,7 +143,7 @@ def test_the_terminal_table_holds_everything_in_80_columns(task: str) -> None:
     assert all(line == line.rstrip() for line in lines)
     shown = [line[5:].split("  ")[0].split(" 0.")[0] for line in lines if "[0.58, 0.74]" in line]
     assert shown == [*methods, *methods], "each name stands whole on one line"
-    papers = [line.split()[3:] for line in lines if line.split()[:2] == ["paper,", "Zephyr"]]
+    papers = [line.split()[3:] for line in lines if line.split()[:2] == ["paper:", "Zephyr"]]
     wanted = [[r for r in figures.values() if r.paper is not None] for figures in by_method(rows).values()]
     assert [sorted(p) for p in papers] == [sorted(show(r.paper) for r in found) for found in wanted if found]
     columns = [m for m in main_metrics(rows) if m != "accuracy" or "accuracy" in TASKS[task][1]]

@@ -27,15 +27,15 @@ class MethodRow:
     """A trained method as leaderboard and report show it; every other method is a baseline.
 
     Its artifacts are `evaluation_<name>` and `<name>_checkpoint`. `paper_approach` is its name in
-    `paper-results.csv`, None where the paper has no figures of it. `starts_from` names the method
-    that it is compared with; `rollouts` says that its training samples from the policy.
+    `paper-results.csv`, empty where the paper has no figures of it. It is compared with the method
+    that it `starts_from`, if that is one; `rollouts` says that its training samples from the policy.
     """
 
     name: str
     title: str
     full_name: str
-    paper_approach: str | None = None
-    starts_from: str | None = None
+    paper_approach: str = ""
+    starts_from: str = ""
     rollouts: bool = False
 
 
@@ -85,10 +85,10 @@ PAPER_TABLES = {
 }
 
 
-def paper_value(task: str, approach: str | None, train_size: int | None, metric: str) -> float | None:
+def paper_value(task: str, approach: str, train_size: int | None, metric: str) -> float | None:
     """The paper's figure as a fraction, or None where the paper has none."""
     source = PAPER_TABLES.get(task)
-    if source is None or approach is None:
+    if source is None:
         return None
     column = metric.replace(source.form, source.paper_form).lower().replace("-", "_").replace(" ", "_")
     return _paper_results().get((source.number, task, source.base_model, approach, str(train_size), column))
@@ -119,7 +119,7 @@ def leaderboard_rows(reports: Iterable[EvaluationReport], methods: Sequence[Meth
     rows = []
     for report in in_order(reports, methods):
         for metric in report.metrics:
-            paper = paper_value(report.task, approaches.get(report.method), report.train_size, metric.name)
+            paper = paper_value(report.task, approaches.get(report.method, ""), report.train_size, metric.name)
             rows.append(
                 LeaderboardRow(
                     method=report.method,

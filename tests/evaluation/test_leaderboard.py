@@ -111,13 +111,13 @@ def test_the_papers_figures_are_those_of_the_tasks_table_with_zephyr(task: str, 
         ("pacific", "ACT", 250, "post-clarification official", 0.62),
         ("pacific", "SFT", 75, "macro F1", None),
         ("pacific", "SFT", None, "macro F1", None),
-        ("pacific", None, 50, "macro F1", None),
+        ("pacific", "", 50, "macro F1", None),
         ("pacific", "SFT", 50, "turn bag", None),
         ("pacific", "SFT", 50, "accuracy", None),
         ("another", "SFT", 50, "macro F1", None),
     ],
 )
-def test_figures_of_the_paper(task: str, approach: str | None, size: int | None, metric: str, value: object) -> None:
+def test_figures_of_the_paper(task: str, approach: str, size: int | None, metric: str, value: object) -> None:
     assert paper_value(task, approach, size, metric) == value
 
 
@@ -161,7 +161,7 @@ def test_the_terminal_table_of_what_is_not_there() -> None:
 
 
 def test_a_method_is_shown_as_its_row_says() -> None:
-    other = replace(METHODS[0], name="other", paper_approach=None)
+    other = replace(METHODS[0], name="other", paper_approach="")
     rows = leaderboard_rows([report("other"), report("sft"), report("act")], [METHODS[1], other])
     assert list(dict.fromkeys(r.method for r in rows)) == ["sft", "act", "other"], "what is not handed in is a baseline"
     assert {r.method for r in rows if r.paper is not None} == {"act"}

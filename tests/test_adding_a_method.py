@@ -29,7 +29,7 @@ def test_the_example_is_shorter_than_sixty_lines_and_the_page_explains_every_fie
 def test_a_method_that_neither_trains_nor_predicts_is_refused() -> None:
     for wrong in ({}, {"starts_from": "base_policy"}, {"train": lambda run, folder: ({}, [])}):
         with pytest.raises(ValueError, match="either trains"):
-            Method(name="nothing", title="", summary="", section="", **wrong)  # type: ignore[arg-type]
+            Method(name="nothing", title="", full_name="", summary="", section="", **wrong)  # type: ignore[arg-type]
 
 
 def test_a_method_is_trained_after_what_it_starts_from() -> None:

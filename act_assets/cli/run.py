@@ -193,7 +193,7 @@ def _announced() -> Any:
 
 def _show(made: Made) -> None:
     rows = read_rows(Path(str(made.assets["leaderboard"]["path"])) / "leaderboard.parquet", LeaderboardRow)
-    out.print(terminal_table(rows))
+    out.print(terminal_table(rows), markup=False, highlight=False, soft_wrap=True)
     for check in made.failed_checks:
         out.print(f"check not passed: {check}", markup=False, highlight=False, soft_wrap=True)
     out.print(f"report: {made.assets['report']['page']}", soft_wrap=True, highlight=False)

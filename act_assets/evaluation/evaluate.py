@@ -1,31 +1,26 @@
-"""A policy, a task and its roles in; every evaluated trajectory and a report out (section 4.2, appendix D).
+"""A policy, a task and its roles in; every evaluated trajectory and a report out (section 4.2,
+appendix D).
 
-Turn level: the first response against r. Trajectory level: the outcome of the simulated conversation against g;
-one that was never settled scores 0. Post-clarification: trajectory level over the trajectories in which the
-policy clarified; with none of them the figure is null with a count of 0. A request with several readings is run once
-for each: every trajectory counts in all figures, actions included (appendix D), but for the turn-level score, which
-counts once for each prompt.
+Turn level: the first response against r. Trajectory level: the outcome of the simulated conversation
+against g; one that was never settled scores 0. Post-clarification: trajectory level over the
+trajectories in which the policy clarified; with none of them the figure is null with a count of 0. A
+request with several readings is run once for each: every trajectory counts in all figures, actions
+included (appendix D), but for the turn-level score, which counts once for each prompt.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from act_assets.conversation import Trajectory, TurnState, Utterance
+from pydantic import TypeAdapter
+
+from act_assets.conversation import Trajectory, TurnState
 from act_assets.metrics.actions import accuracy, bootstrap_macro_f1, confusion, macro_f1
 from act_assets.tasks.base import Scores, Task
-from act_assets.trajectory import (
-    ActionClassifier,
-    ConversationPolicy,
-    Dialogue,
-    UserSimulator,
-    dialogue_seeds,
-    simulate,
-)
+from act_assets.trajectory import ActionClassifier, ConversationPolicy, UserSimulator, dialogue_seeds, simulate
 from resources.errors import DataError, RoleError
 
 
@@ -36,6 +31,16 @@ class NamedScore:
     level: str
     form: str
     value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One utterance of an evaluated trajectory; `action` is empty for the user's."""
+
+    speaker: str
+    text: str
+    action: str
+    truncated: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +60,7 @@ class EvaluatedTurn:
     answer_type: str
     goal_answer_type: str
     response: str
-    trajectory: str
+    utterances: tuple[Said, ...]
     outcome: str | None
     ended: str
     clarified: bool
@@ -65,6 +70,11 @@ class EvaluatedTurn:
     def score(self, level: str, form: str) -> float | None:
         """None where the form says nothing of this turn."""
         return next((s.value for s in self.scores if s.level == level and s.form == form), None)
+
+    @property
+    def trajectory(self) -> str:
+        """What was said, readable."""
+        return "\n".join(f"{u.speaker.capitalize()}: {u.text}" for u in self.utterances)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +100,9 @@ class Breakdown:
 
 
 @dataclass(frozen=True, slots=True)
-class EvaluationReport:
-    """What a method scored, and what that was measured with. `judge` names what scored it, an embedder's weights
-    included; `side` the split that was evaluated."""
+class Provenance:
+    """Who was evaluated, with what. `judge` names what scores, an embedder's weights included; `side` is
+    the split that is evaluated."""
 
     method: str
     task: str
@@ -105,37 +115,20 @@ class EvaluationReport:
     judge: str
     side: str
     action_supervision: str
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationReport(Provenance):
+    """What a method scored. `confusion` has a row for each gold action, in the order of `actions`."""
+
     actions: tuple[str, ...]
     confusion: tuple[tuple[int, ...], ...]
     metrics: tuple[Metric, ...]
-    breakdown: tuple[Breakdown, ...]
+    breakdown: tuple[Breakdown, ...] = ()
     notes: tuple[str, ...] = ()
 
     def metric(self, name: str) -> Metric | None:
         return next((m for m in self.metrics if m.name == name), None)
-
-
-@dataclass(frozen=True, slots=True)
-class Provenance:
-    """Who was evaluated, with what; copied into the report."""
-
-    method: str
-    train_size: int | None
-    seed: int
-    profile: str
-    policy: str
-    simulator: str
-    classifier: str
-    judge: str
-    side: str
-    action_supervision: str = "gold"
-
-
-class OraclePolicy:
-    """Responds with the gold response, then with the goal: scores 1.0 everywhere with the gold user."""
-
-    def respond(self, dialogues: Sequence[Dialogue]) -> list[Utterance | None]:
-        return [Utterance("assistant", (d.turn.goal if d.utterances else d.turn.response).text, "") for d in dialogues]
 
 
 def evaluate(
@@ -187,39 +180,61 @@ def score_trajectories(
     at_end = dict(zip((i for i, _ in settled), scored, strict=True))
     unsettled: Scores = dict.fromkeys(task.judge.forms, 0.0)
     return [
-        _evaluated(turn, trajectory, at_turn[i], at_end.get(i, unsettled), task.judge.forms)
+        EvaluatedTurn(
+            task=turn.task,
+            conversation_id=turn.conversation_id,
+            group=turn.group,
+            prompt_id=turn.prompt_id,
+            turn_id=turn.turn_id,
+            request=turn.request,
+            action=turn.action,
+            predicted_action=trajectory.first.action,
+            reference=turn.response.text,
+            goal=turn.goal.text,
+            answer_type=turn.response.answer_type,
+            goal_answer_type=turn.goal.answer_type,
+            response=trajectory.first.text,
+            utterances=tuple(Said(u.speaker, u.text, u.action, u.truncated) for u in trajectory.utterances),
+            outcome=trajectory.outcome,
+            ended=trajectory.ended,
+            clarified=trajectory.clarified,
+            truncated=any(u.truncated for u in trajectory.utterances),
+            scores=tuple(
+                NamedScore(level, form, scores[form])
+                for level, scores in (("turn", at_turn[i]), ("trajectory", at_end.get(i, unsettled)))
+                for form in task.judge.forms
+                if form in scores
+            ),
+        )
         for i, (turn, trajectory) in enumerate(zip(turns, trajectories, strict=True))
     ]
 
 
-def _evaluated(
-    turn: TurnState, trajectory: Trajectory, at_turn: Scores, at_end: Scores, forms: Sequence[str]
-) -> EvaluatedTurn:
-    return EvaluatedTurn(
-        task=turn.task,
-        conversation_id=turn.conversation_id,
-        group=turn.group,
-        prompt_id=turn.prompt_id,
-        turn_id=turn.turn_id,
-        request=turn.request,
-        action=turn.action,
-        predicted_action=trajectory.first.action,
-        reference=turn.response.text,
-        goal=turn.goal.text,
-        answer_type=turn.response.answer_type,
-        goal_answer_type=turn.goal.answer_type,
-        response=trajectory.first.text,
-        trajectory=trajectory.text,
-        outcome=trajectory.outcome,
-        ended=trajectory.ended,
-        clarified=trajectory.clarified,
-        truncated=any(u.truncated for u in trajectory.utterances),
-        scores=tuple(
-            NamedScore(level, form, scores[form])
-            for level, scores in (("turn", at_turn), ("trajectory", at_end))
-            for form in forms
-            if form in scores
+def evaluate_actions(
+    task: Task,
+    turns: Sequence[TurnState] | Sequence[EvaluatedTurn],
+    predicted: Sequence[str],
+    provenance: Provenance,
+    *,
+    bootstrap_samples: int,
+) -> EvaluationReport:
+    """The action metrics alone: all there is of predictors that name an action and write nothing.
+
+    The interval of macro F1 is a bootstrap over conversations.
+    """
+    gold, groups = [t.action for t in turns], [t.group for t in turns]
+    interval = bootstrap_macro_f1(
+        gold, predicted, groups, task.action_names, seed=provenance.seed, samples=bootstrap_samples
+    )
+    return EvaluationReport(
+        **asdict(provenance),
+        actions=task.action_names,
+        confusion=confusion(gold, predicted, task.action_names),
+        metrics=(
+            Metric("accuracy", accuracy(gold, predicted), len(gold)),
+            Metric("macro F1", macro_f1(gold, predicted, task.action_names), len(gold), interval.low, interval.high),
         ),
+        notes=(f"{len(turns)} turns of {len({t.conversation_id for t in turns})} conversations",),
     )
 
 
@@ -227,73 +242,50 @@ def summarise(
     task: Task, rows: Sequence[EvaluatedTurn], provenance: Provenance, bootstrap_samples: int
 ) -> EvaluationReport:
     """All figures of a method over its evaluated trajectories."""
-    clarified = [r for r in rows if r.clarified]
-    metrics = [
-        *action_metrics(
-            task,
-            [r.action for r in rows],
-            [r.predicted_action for r in rows],
-            [r.group for r in rows],
-            provenance.seed,
-            bootstrap_samples,
-        ),
-        *_means("turn", "turn", rows),
-        *_means("trajectory", "trajectory", rows),
-        *_means("post-clarification", "trajectory", clarified, like=rows),
-    ]
-    breakdown = tuple(
-        Breakdown(
-            answer_type,
-            tuple(
-                metric
-                for level in ("turn", "trajectory")
-                for metric in _means(level, level, [r for r in rows if _type(r, level) == answer_type], like=rows)
-            ),
-        )
-        for answer_type in sorted({r.answer_type for r in rows} | {r.goal_answer_type for r in rows})
-    )
-    cut = sum(1 for r in rows if r.truncated)
-    unsettled = sum(1 for r in rows if r.ended != "settled")
+    predicted = [r.predicted_action for r in rows]
+    report = evaluate_actions(task, rows, predicted, provenance, bootstrap_samples=bootstrap_samples)
+    forms = {
+        level: list(dict.fromkeys(s.form for r in rows for s in r.scores if s.level == level))
+        for level in ("turn", "trajectory")
+    }
+
+    def means(level: str, of: Sequence[EvaluatedTurn], name: str | None = None) -> list[Metric]:
+        """The mean of every form of a level."""
+        if level == "turn":  # once for each prompt
+            of = list({r.prompt_id: r for r in reversed(of)}.values())
+        found = []
+        for form in forms[level]:
+            values = [value for r in of if (value := r.score(level, form)) is not None]
+            mean = sum(values) / len(values) if values else None
+            found.append(Metric(f"{name or level} {form}", mean, len(values)))
+        return found
+
     prompts = len({r.prompt_id for r in rows})
     more = f" ({len(rows)} trajectories: one for each way a request may be meant)" if prompts < len(rows) else ""
-    notes = (
-        f"{prompts} turns of {len({r.conversation_id for r in rows})} conversations{more}",
-        f"{cut} trajectories with a response that hit the token limit",
-        f"{unsettled} trajectories never settled (they score 0)",
+    return replace(
+        report,
+        metrics=(
+            *report.metrics,
+            *means("turn", rows),
+            *means("trajectory", rows),
+            *means("trajectory", [r for r in rows if r.clarified], "post-clarification"),
+        ),
+        breakdown=tuple(
+            Breakdown(
+                answer_type,
+                (
+                    *means("turn", [r for r in rows if r.answer_type == answer_type]),
+                    *means("trajectory", [r for r in rows if r.goal_answer_type == answer_type]),
+                ),
+            )
+            for answer_type in sorted({t for r in rows for t in (r.answer_type, r.goal_answer_type)})
+        ),
+        notes=(
+            f"{prompts} turns of {len({r.conversation_id for r in rows})} conversations{more}",
+            f"{sum(r.truncated for r in rows)} trajectories with a response that hit the token limit",
+            f"{sum(r.ended != 'settled' for r in rows)} trajectories never settled (they score 0)",
+        ),
     )
-    return _report(task, rows, provenance, tuple(metrics), breakdown, notes)
-
-
-def evaluate_actions(
-    task: Task,
-    turns: Sequence[TurnState],
-    predicted: Sequence[str],
-    provenance: Provenance,
-    *,
-    bootstrap_samples: int,
-) -> EvaluationReport:
-    """A report for predictors that name an action and write nothing: action metrics alone."""
-    gold, groups = [t.action for t in turns], [t.group for t in turns]
-    return EvaluationReport(
-        **asdict(provenance),
-        task=task.name,
-        actions=task.action_names,
-        confusion=confusion(gold, predicted, task.action_names),
-        metrics=tuple(action_metrics(task, gold, predicted, groups, provenance.seed, bootstrap_samples)),
-        breakdown=(),
-        notes=(f"{len(turns)} turns of {len({t.conversation_id for t in turns})} conversations",),
-    )
-
-
-def action_metrics(
-    task: Task, gold: Sequence[str], predicted: Sequence[str], groups: Sequence[str], seed: int, samples: int
-) -> list[Metric]:
-    """Accuracy, and macro F1 with its bootstrap interval over conversations."""
-    interval = bootstrap_macro_f1(gold, predicted, groups, task.action_names, seed=seed, samples=samples)
-    return [
-        Metric("accuracy", accuracy(gold, predicted), len(gold)),
-        Metric("macro F1", macro_f1(gold, predicted, task.action_names), len(gold), interval.low, interval.high),
-    ]
 
 
 def write_report(path: Path, report: EvaluationReport) -> None:
@@ -303,51 +295,4 @@ def write_report(path: Path, report: EvaluationReport) -> None:
 
 def read_report(path: Path) -> EvaluationReport:
     """The report that `write_report` wrote."""
-    raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    metrics = lambda rows: tuple(Metric(**m) for m in rows)  # noqa: E731
-    return EvaluationReport(
-        **{
-            **raw,
-            "actions": tuple(raw["actions"]),
-            "confusion": tuple(tuple(row) for row in raw["confusion"]),
-            "metrics": metrics(raw["metrics"]),
-            "breakdown": tuple(Breakdown(b["answer_type"], metrics(b["metrics"])) for b in raw["breakdown"]),
-            "notes": tuple(raw["notes"]),
-        }
-    )
-
-
-def _report(
-    task: Task,
-    rows: Sequence[EvaluatedTurn],
-    provenance: Provenance,
-    metrics: tuple[Metric, ...],
-    breakdown: tuple[Breakdown, ...],
-    notes: tuple[str, ...],
-) -> EvaluationReport:
-    return EvaluationReport(
-        **asdict(provenance),
-        task=task.name,
-        actions=task.action_names,
-        confusion=confusion([r.action for r in rows], [r.predicted_action for r in rows], task.action_names),
-        metrics=metrics,
-        breakdown=breakdown,
-        notes=notes,
-    )
-
-
-def _type(row: EvaluatedTurn, level: str) -> str:
-    return row.answer_type if level == "turn" else row.goal_answer_type
-
-
-def _means(name: str, level: str, rows: Sequence[EvaluatedTurn], like: Sequence[EvaluatedTurn] = ()) -> list[Metric]:
-    """The mean of every form of a level; `like` are rows with the forms, where `rows` may be empty."""
-    forms = dict.fromkeys(s.form for r in like or rows for s in r.scores if s.level == level)
-    if level == "turn":
-        rows = list({r.prompt_id: r for r in reversed(rows)}.values())
-    scored = {form: [value for r in rows if (value := r.score(level, form)) is not None] for form in forms}
-    return [_mean(f"{name} {form}", values) for form, values in scored.items()]
-
-
-def _mean(name: str, values: Sequence[float]) -> Metric:
-    return Metric(name, sum(values) / len(values) if values else None, len(values))
+    return TypeAdapter(EvaluationReport).validate_json(path.read_bytes())

@@ -1,39 +1,57 @@
 """Evaluation reports as one table, the paper's figures beside them.
 
-    rows = leaderboard_rows(reports)
-    Console().print(terminal_table(rows))
+    rows = leaderboard_rows(reports, METHODS)
+    print(terminal_table(rows))
 
-The paper's figures come from `paper-results.csv` (arXiv 2406.00222, tables 1-5 and A6-A14), in percent there
-and as fractions here. `PAPER_TABLES` says which table a task is compared with.
+The paper's figures come from `paper-results.csv` (arXiv 2406.00222, tables 1-5 and A6-A14), in percent
+there and as fractions here. `PAPER_TABLES` says which table a task is compared with.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from act_assets.evaluation.evaluate import EvaluationReport
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 PAPER_RESULTS = Path(__file__).with_name("paper-results.csv")
 NO_VALUE = "\N{EN DASH}"
 LEVELS = ("turn", "trajectory", "post-clarification")
-_TRAINED = ("sft", "act")  # every other method is a baseline and comes first
-_PAPER_APPROACHES = {"sft": "SFT", "act": "ACT"}
+
+
+class MethodRow(Protocol):
+    """A trained method as leaderboard and report show it; every other method is a baseline.
+
+    Its artifacts are `evaluation_<name>` and `<name>_checkpoint`. `paper_approach` is its name in
+    `paper-results.csv`, empty where the paper has no figures of it. It is compared with the method
+    that it `starts_from`, if that is one; `rollouts` says that its training samples from the policy.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def full_name(self) -> str: ...
+    @property
+    def paper_approach(self) -> str: ...
+    @property
+    def starts_from(self) -> str: ...
+    @property
+    def rollouts(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
 class LeaderboardRow:
     """One figure of one method at one train size (in conversations).
 
-    `value`, `low`, `high` and `paper` are fractions. `count` is the number of examples behind `value`, which
-    is None where there were none. `paper` is the paper's figure for `paper_model`, None (and "") without one.
+    `value`, `low`, `high` and `paper` are fractions. `count` is the number of examples behind `value`,
+    which is None where there were none. `paper` is the paper's figure for `paper_model`, None (and "")
+    without one.
     """
 
     method: str
@@ -52,62 +70,28 @@ class LeaderboardRow:
 
 @dataclass(frozen=True, slots=True)
 class PaperTable:
-    """Which table of the paper a task is compared with; `metrics` maps our names to those of the CSV file."""
+    """The table of the paper that a task is compared with, and what it calls the task's main form."""
 
-    task: str
-    table: str
-    base_model: str
-    metrics: Mapping[str, str]
-
-
-PAPER_TABLES = (
-    PaperTable(
-        "pacific",
-        "1",
-        "Zephyr 7B-beta",
-        {
-            "macro F1": "macro_f1",
-            "turn official": "turn_drop_f1",
-            "trajectory official": "trajectory_drop_f1",
-            "post-clarification official": "post_clarification_drop_f1",
-        },
-    ),
-    PaperTable(
-        "abg_coqa",
-        "2",
-        "Zephyr 7B-beta",
-        {
-            "macro F1": "macro_f1",
-            "turn similarity": "turn_similarity",
-            "trajectory similarity": "trajectory_similarity",
-        },
-    ),
-    PaperTable(
-        "ambig_sql",
-        "3",
-        "Zephyr 7B-beta",
-        {
-            "accuracy": "accuracy",
-            "macro F1": "macro_f1",
-            "trajectory execution match": "trajectory_execution_match",
-            "post-clarification execution match": "post_clarification_execution_match",
-        },
-    ),
-)
+    number: str
+    form: str
+    paper_form: str
+    base_model: str = "Zephyr 7B-beta"
 
 
-def paper_table(task: str) -> PaperTable | None:
-    """The table a task is compared with, or None."""
-    return next((t for t in PAPER_TABLES if t.task == task), None)
+PAPER_TABLES = {
+    "pacific": PaperTable("1", "official", "drop_f1"),
+    "abg_coqa": PaperTable("2", "similarity", "similarity"),
+    "ambig_sql": PaperTable("3", "execution match", "execution_match"),
+}
 
 
-def paper_value(task: str, method: str, train_size: int | None, metric: str) -> float | None:
+def paper_value(task: str, approach: str, train_size: int | None, metric: str) -> float | None:
     """The paper's figure as a fraction, or None where the paper has none."""
-    source = paper_table(task)
-    if source is None or method not in _PAPER_APPROACHES or metric not in source.metrics:
+    source = PAPER_TABLES.get(task)
+    if source is None:
         return None
-    place = (source.table, task, source.base_model, _PAPER_APPROACHES[method], str(train_size))
-    return _paper_results().get((*place, source.metrics[metric]))
+    column = metric.replace(source.form, source.paper_form).lower().replace("-", "_").replace(" ", "_")
+    return _paper_results().get((source.number, task, source.base_model, approach, str(train_size), column))
 
 
 @cache
@@ -122,13 +106,20 @@ def _paper_results() -> dict[tuple[str, ...], float]:
         }
 
 
-def leaderboard_rows(reports: Sequence[EvaluationReport]) -> list[LeaderboardRow]:
-    """All figures: by train size; baselines by name, then SFT, then ACT; metrics as in their report."""
+def in_order(reports: Iterable[EvaluationReport], methods: Sequence[MethodRow]) -> list[EvaluationReport]:
+    """By train size; baselines by name, then the methods in their order."""
+    names = [m.name for m in methods]
+    rank = lambda name: names.index(name) if name in names else -1  # noqa: E731
+    return sorted(reports, key=lambda r: (r.train_size or 0, rank(r.method), r.method))
+
+
+def leaderboard_rows(reports: Iterable[EvaluationReport], methods: Sequence[MethodRow]) -> list[LeaderboardRow]:
+    """All figures of the reports `in_order`; metrics as in their report."""
+    approaches = {m.name: m.paper_approach for m in methods}
     rows = []
-    for report in sorted(reports, key=lambda r: (r.train_size or 0, _rank(r.method), r.method)):
-        source = paper_table(report.task)
+    for report in in_order(reports, methods):
         for metric in report.metrics:
-            paper = paper_value(report.task, report.method, report.train_size, metric.name)
+            paper = paper_value(report.task, approaches.get(report.method, ""), report.train_size, metric.name)
             rows.append(
                 LeaderboardRow(
                     method=report.method,
@@ -139,17 +130,13 @@ def leaderboard_rows(reports: Sequence[EvaluationReport]) -> list[LeaderboardRow
                     low=metric.low,
                     high=metric.high,
                     paper=paper,
-                    paper_model=source.base_model if source and paper is not None else "",
+                    paper_model="" if paper is None else PAPER_TABLES[report.task].base_model,
                     seed=report.seed,
                     profile=report.profile,
                     policy=report.policy,
                 )
             )
     return rows
-
-
-def _rank(method: str) -> int:
-    return _TRAINED.index(method) + 1 if method in _TRAINED else 0
 
 
 def main_metrics(rows: Iterable[LeaderboardRow]) -> list[str]:
@@ -177,43 +164,53 @@ def show_interval(low: float | None, high: float | None) -> str:
     return "" if low is None or high is None else f"[{low:.2f}, {high:.2f}]"
 
 
-def terminal_table(rows: Sequence[LeaderboardRow]) -> Table:
-    """One line per method and train size; under a figure the paper's, where it has one."""
+# In pieces, so that 80 columns hold a method's whole name beside the figures.
+_HEADINGS = {
+    "macro": "macro F1",
+    "accuracy": "accu-\nracy",
+    "turn": "turn",
+    "trajectory": "trajec-\ntory",
+    "post-clarification": "post-\nclarifi-\ncation",
+}
+
+
+def terminal_table(rows: Sequence[LeaderboardRow]) -> str:
+    """One line per method and train size, and the paper's figures below it where it has any.
+
+    80 columns hold it for every task that comes with the package.
+    """
     from rich.box import SIMPLE_HEAD
+    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    # Accuracy has a column where the paper reports it; 80 characters hold no more.
+    # Accuracy has a column where the paper reports it; 80 columns hold no more.
     compared = {r.metric for r in rows if r.paper is not None}
     metrics = [m for m in main_metrics(rows) if m != "accuracy" or m in compared]
-    models = " and ".join(dict.fromkeys(r.paper_model for r in rows if r.paper_model))
-    caption = "size: conversations; [ ]: 95 % interval" + (f"; paper: {models}" if models else "")
-    # Text throughout: a name with brackets is not markup.
-    table = Table(
-        caption=Text(caption),
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
     table.add_column("size", justify="right")
-    table.add_column("method", min_width=13)
+    table.add_column("method")
+    forms: dict[str, list[str]] = {}
     for metric in metrics:
-        heading = metric.replace("-", "-\n").replace(" ", "\n") if metric != "macro F1" else metric
-        table.add_column(Text(heading), justify="right", no_wrap=True)
+        level, _, form = metric.partition(" ")
+        table.add_column(_HEADINGS[level])
+        if level in LEVELS:
+            forms.setdefault(form, []).append(level)
     sizes: list[int | None] = []
     for (method, size), figures in by_method(rows).items():
         if sizes and size != sizes[-1]:
             table.add_section()
         shown = "" if size in sizes else NO_VALUE if size is None else str(size)
         sizes.append(size)
-        table.add_row(shown, Text(method), *(Text(_cell(figures.get(metric))) for metric in metrics))
-    return table
-
-
-def _cell(row: LeaderboardRow | None) -> str:
-    if row is None:
-        return NO_VALUE
-    figure = f"{show(row.value)} {show_interval(row.low, row.high)}".rstrip()
-    return figure if row.paper is None else f"{figure}\npaper {row.paper:.3f}"
+        found = [figures.get(m) for m in metrics]
+        cells = [NO_VALUE if r is None else f"{show(r.value)} {show_interval(r.low, r.high)}".rstrip() for r in found]
+        table.add_row(shown, Text(method), *map(Text, cells))  # Text: a name with brackets is not markup
+        papers = ["" if r is None or r.paper is None else show(r.paper) for r in found]
+        if any(papers):
+            models = dict.fromkeys(r.paper_model for r in found if r and r.paper_model)
+            table.add_row("", Text(f"  paper: {' and '.join(models)}"), *papers)
+    console = Console(width=1000, color_system=None)
+    with console.capture() as printed:
+        console.print(table)
+    notes = ["size: conversations; [ ]: 95 % interval", *(f"{', '.join(levels)}: {f}" for f, levels in forms.items())]
+    return "\n".join(line.rstrip() for line in (*printed.get().splitlines(), *notes))

@@ -73,6 +73,7 @@ def train(run: Run, folder: Path) -> Trained:
 METHOD = Method(
     name="act",
     title="ACT",
+    full_name="action-based contrastive self-training",
     summary="ACT (Algorithm 2): DPO on pairs kept up to date by simulated trajectories.",
     section="3.2",
     paper_approach="ACT",

@@ -32,6 +32,7 @@ class Method:
 
     name: str
     title: str
+    full_name: str
     summary: str  # one sentence for the asset's page
     section: str  # of the paper; empty where the method is not in it
     paper_approach: str = ""  # what the paper's tables call it
@@ -42,7 +43,7 @@ class Method:
     asks: tuple[RoleName, ...] = ()  # roles it asks while it trains
     settings: Callable[[Profile], Any] = lambda profile: None  # what it reads of the profile
     fingerprint: Callable[[Run], Any] = lambda run: None  # what else changes its outcome
-    rollout_epochs: Callable[[Profile], int] = lambda profile: 0  # how often a training turn is simulated, at most
+    rollout_epochs: Callable[[Profile], int] | None = None  # how often a training turn is simulated, at most
     train: Callable[[Run, Path], Trained] | None = None
     predict: Callable[[Run, Sequence[Any]], Mapping[str, Sequence[str]]] | None = None
     version: int = 1  # raise it when the code changes what comes out
@@ -66,6 +67,11 @@ class Method:
     def start(self) -> str:
         """The asset of what it starts from."""
         return self.starts_from if self.starts_from == "base_policy" else f"{self.starts_from}_checkpoint"
+
+    @property
+    def rollouts(self) -> bool:
+        """Whether its training samples from the policy."""
+        return self.rollout_epochs is not None
 
     @property
     def evaluation(self) -> str:

@@ -36,6 +36,7 @@ def train(run: Run, folder: Path) -> Trained:
 METHOD = Method(
     name="sft",
     title="SFT",
+    full_name="supervised fine-tuning",
     summary="Supervised fine-tuning on the gold responses (section 4.3).",
     section="4.3",
     paper_approach="SFT",

@@ -17,11 +17,15 @@ from act_assets.evaluation.evaluate import (
     write_report,
 )
 from act_assets.evaluation.leaderboard import LeaderboardRow, leaderboard_rows
+from act_assets.evaluation.report.evidence import Evidence
+from act_assets.evaluation.report.html import write_html
+from act_assets.methods import TRAINED
 from act_assets.methods.base import Method
 from act_assets.profile import Profile
 from act_assets.roles.build import describe, describe_labels, usage_facts
 from act_assets.rows import write_rows
 from act_assets.run import (
+    TRAIN_SIZES,
     Run,
     equipped_task,
     evaluated_turns,
@@ -120,6 +124,7 @@ def provenance(run: Run, method: str) -> Provenance:
     base = run.store.find(Key("base_policy", run.task.name))
     return Provenance(
         method=method,
+        task=run.task.name,
         train_size=run.train_size,
         seed=run.seed,
         profile=run.profile.name,
@@ -145,7 +150,7 @@ def reports_in(inputs: Sequence[Artifact]) -> list[EvaluationReport]:
 
 def build_leaderboard(run: Run, folder: Path) -> dict[str, Any]:
     """One row per method, train size and metric, the paper's figure beside it."""
-    rows = leaderboard_rows(reports_in(list(run.inputs.values())))
+    rows = leaderboard_rows(reports_in(list(run.inputs.values())), TRAINED)
     if not rows:
         raise DataError(
             "nothing has been evaluated yet",
@@ -158,9 +163,9 @@ def build_leaderboard(run: Run, folder: Path) -> dict[str, Any]:
 
 def build_report(run: Run, folder: Path) -> dict[str, Any]:
     """The static HTML page."""
-    from act_assets.evaluation.report.html import write_html
-
-    return write_html(run, folder / "report.html")
+    found = {(a, int(s)): artifact for k, artifact in run.inputs.items() for a, _, s in [k.partition("@")] if s}
+    evidence = Evidence(run.task, run.profile, run.seed, TRAIN_SIZES, found, TRAINED)
+    return write_html(evidence, folder / "report.html")
 
 
 def page_fingerprint(run: Run) -> Any:

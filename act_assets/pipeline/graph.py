@@ -84,6 +84,7 @@ def _of_method(method: Method) -> tuple[Stage, ...]:
             True,
             (method.checkpoint, *SUBSET, "evaluation_intents", "raw_dataset"),
             evaluation_of(method),
+            version=2,
             settings=evaluation_settings,
             prompts=("simulator", "classifier"),
             fingerprint=named,

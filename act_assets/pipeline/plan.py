@@ -176,7 +176,7 @@ def _bounds(scratch: Run, run: Run, method: Method, known: dict[Key, Artifact | 
     evaluated = evaluated_turns(scratch)
     lines = []
     for each in lineage(method):
-        epochs = each.rollout_epochs(run.profile)
+        epochs = each.rollout_epochs(run.profile) if each.rollout_epochs else 0
         for name, turns, replied, times in (
             # In training only turns that call for a clarification are rolled out; in evaluation, all may be.
             *([(each.checkpoint, train, clarifying, epochs)] if epochs else []),

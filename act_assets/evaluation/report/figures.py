@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from act_assets.evaluation.leaderboard import LeaderboardRow, by_method
+from act_assets.evaluation.leaderboard import LeaderboardRow, MethodRow, by_method
 from act_assets.training.act import Rollout
 from act_assets.training.history import TrainingPoint
 
@@ -26,7 +26,7 @@ WIDTH = 900 / DPI  # inches
 
 BLUE, VERMILION, GREEN, SKY, ORANGE, PURPLE = "#0072B2", "#D55E00", "#009E73", "#56B4E9", "#E69F00", "#CC79A7"
 GREY, INK = "#8C8C8C", "#222222"
-METHOD_COLOURS = {"sft": BLUE, "act": VERMILION}
+METHOD_COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)  # in the order of the methods
 # In the order in which they are stacked: what the policy did right comes first.
 VERDICT_COLOURS = {
     "good_outcome": GREEN,
@@ -64,15 +64,8 @@ def training_curves(points: Sequence[TrainingPoint], title: str) -> bytes:
     """Loss over steps; reward margin, reward accuracy and KL where they were measured. ValueError for no points."""
     if not points:
         raise ValueError(f"no training points to draw for {title!r}")
-    panels = [
-        (name, label)
-        for name, label in (
-            ("reward_margin", "reward margin"),
-            ("reward_accuracy", "reward accuracy"),
-            ("kl", "KL to reference"),
-        )
-        if any(getattr(p, name) is not None for p in points)
-    ]
+    measures = (("reward_margin", "reward margin"), ("reward_accuracy", "reward accuracy"), ("kl", "KL to reference"))
+    panels = [(name, label) for name, label in measures if any(getattr(p, name) is not None for p in points)]
     with _figure(max(3.4, 1.7 * len(panels))) as (figure, output):
         if panels:
             grid = figure.add_gridspec(len(panels), 2, width_ratios=(3, 2))
@@ -117,29 +110,21 @@ def rollout_verdicts(rollouts: Sequence[Rollout]) -> bytes:
     if not rollouts:
         raise ValueError("no rollouts to draw")
     counts = verdict_counts(rollouts)
-    epochs = list(counts)
-    totals = [sum(counts[epoch].values()) for epoch in epochs]
-    verdicts = [v for v in VERDICT_COLOURS if any(counts[e][v] for e in epochs)]
-    with _figure(0.9 + 0.42 * len(epochs) + 0.7) as (figure, output):
+    totals = {epoch: sum(count.values()) for epoch, count in counts.items()}
+    epochs = range(len(counts))
+    with _figure(0.9 + 0.42 * len(counts) + 0.7) as (figure, output):
         axes = figure.add_subplot()
-        left = [0.0] * len(epochs)
-        for verdict in verdicts:
-            shares = [counts[e][verdict] / total for e, total in zip(epochs, totals, strict=True)]
-            bars = axes.barh(
-                range(len(epochs)),
-                shares,
-                left=left,
-                height=0.66,
-                color=VERDICT_COLOURS[verdict],
-                edgecolor="white",
-                label=verdict.replace("_", " "),
-            )
+        left = [0.0] * len(counts)
+        for verdict, colour in VERDICT_COLOURS.items():
+            shares = [counts[epoch][verdict] / total for epoch, total in totals.items()]
+            if not any(shares):
+                continue
+            label = verdict.replace("_", " ")
+            bars = axes.barh(epochs, shares, left=left, height=0.66, color=colour, edgecolor="white", label=label)
             texts = [f"{share * 100:.0f} %" if share >= 0.06 else "" for share in shares]
             axes.bar_label(bars, texts, label_type="center", fontsize=9, color="black")
             left = [a + b for a, b in zip(left, shares, strict=True)]
-        axes.set_yticks(
-            range(len(epochs)), [f"epoch {e}\nn = {total}" for e, total in zip(epochs, totals, strict=True)]
-        )
+        axes.set_yticks(epochs, [f"epoch {epoch}\nn = {total}" for epoch, total in totals.items()])
         axes.invert_yaxis()
         axes.set_xlim(0, 1)
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
@@ -157,8 +142,9 @@ def verdict_counts(rollouts: Sequence[Rollout]) -> dict[int, Counter[str]]:
     return dict(sorted(counts.items()))
 
 
-def macro_f1_bars(rows: Sequence[LeaderboardRow]) -> bytes:
-    """Macro F1 of each method by train size, with its interval; constant predictors are lines.
+def macro_f1_bars(rows: Sequence[LeaderboardRow], methods: Sequence[MethodRow]) -> bytes:
+    """Macro F1 by train size, with its interval: baselines grey, `methods` in colour, constant
+    predictors as lines.
 
     Raises ValueError where no method has a macro F1.
     """
@@ -166,34 +152,29 @@ def macro_f1_bars(rows: Sequence[LeaderboardRow]) -> bytes:
     measured = {key: row for key, row in figures.items() if row.value is not None}
     if not measured:
         raise ValueError("no macro F1 to draw")
-    constant = {row.method: row.value or 0.0 for (method, _), row in measured.items() if method.startswith("always ")}
-    methods = list(dict.fromkeys(m for m, _ in measured if m not in constant))
-    methods.sort(key=lambda m: list(METHOD_COLOURS).index(m) + 1 if m in METHOD_COLOURS else 0)
+    constant = {method: row.value or 0.0 for (method, _), row in measured.items() if method.startswith("always ")}
+    looks = {m.name: (m.title, METHOD_COLOURS[i % len(METHOD_COLOURS)]) for i, m in enumerate(methods)}
+    names = list(dict.fromkeys(m for m, _ in measured if m not in constant))
+    names.sort(key=lambda m: list(looks).index(m) + 1 if m in looks else 0)
     sizes = list(dict.fromkeys(size for _, size in measured))
-    width = 0.8 / max(len(methods), 1)
+    width = 0.8 / max(len(names), 1)
     with _figure(4.0) as (figure, output):
         axes = figure.add_subplot()
-        for position, method in enumerate(methods):
-            shift = (position - (len(methods) - 1) / 2) * width
-            here = [(i, measured[method, size]) for i, size in enumerate(sizes) if (method, size) in measured]
-            places = [i + shift for i, _ in here]
-            values = [row.value or 0.0 for _, row in here]
-            axes.bar(
-                places,
-                values,
-                width * 0.9,
-                label=method.upper() if method in METHOD_COLOURS else method,
-                color=METHOD_COLOURS.get(method, GREY),
-                edgecolor="white",
-            )
-            for place, value, (_, row) in zip(places, values, here, strict=True):
-                top = value
+        for position, method in enumerate(names):
+            title, colour = looks.get(method, (method, GREY))
+            shift = (position - (len(names) - 1) / 2) * width
+            here = [(i + shift, measured[method, size]) for i, size in enumerate(sizes) if (method, size) in measured]
+            heights = [row.value or 0.0 for _, row in here]
+            axes.bar([i for i, _ in here], heights, width * 0.9, label=title, color=colour, edgecolor="white")
+            for place, row in here:
+                top = value = row.value or 0.0
                 if row.low is not None and row.high is not None:
                     # Not an error bar: a percentile interval need not contain the value itself.
                     axes.plot([place] * 2, [row.low, row.high], color=INK, linewidth=1.3, marker="_", markersize=9)
                     top = max(value, row.high)
                 axes.annotate(f"{value:.3f}", (place, top), (0, 4), textcoords="offset points", ha="center", fontsize=9)
-        for (method, value), dashes in zip(constant.items(), _dashes(), strict=False):
+        for position, (method, value) in enumerate(constant.items()):
+            dashes = (0, (1.5, 2.5) if position else (6, 3))
             axes.axhline(value, color=INK, linewidth=1.1, linestyle=dashes, label=f"{method} ({value:.3f})")
         axes.set_xticks(range(len(sizes)), ["no training" if s is None else f"{s} conversations" for s in sizes])
         room = 0.6 + 0.3 * max(3 - len(sizes), 0)  # bars of one or two train sizes stay narrow
@@ -202,12 +183,6 @@ def macro_f1_bars(rows: Sequence[LeaderboardRow]) -> bytes:
         axes.set_ylabel("macro F1")
         figure.legend(loc="outside upper left", ncols=3, fontsize=9)
     return output.getvalue()
-
-
-def _dashes() -> Iterator[Any]:
-    yield (0, (6, 3))
-    while True:
-        yield (0, (1.5, 2.5))
 
 
 @contextmanager

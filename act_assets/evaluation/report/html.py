@@ -1,8 +1,11 @@
 """The report: one static page that needs nothing but a browser.
 
-Everything on it comes from the artifacts of one run. Parts that are not there yet are named on the page, with
-the asset that makes them. The page holds no times and no dates: the same artifacts give the same bytes. Results are
-read from the evaluations themselves, so that the table and the trajectories below it always agree.
+    write_html(Evidence(task, profile, seed, train_sizes, artifacts, methods), path)
+
+Everything on it comes from the artifacts of one run. Parts that are not there yet are named on the
+page, with the asset that makes them. The page holds no times and no dates: the same artifacts give the
+same bytes. Results are read from the evaluations themselves, so that the table and the trajectories
+below it always agree.
 """
 
 from __future__ import annotations
@@ -11,28 +14,28 @@ import base64
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from act_assets.evaluation.evaluate import Breakdown, EvaluatedTurn, EvaluationReport, read_report
 from act_assets.evaluation.leaderboard import (
     LEVELS,
     NO_VALUE,
+    PAPER_TABLES,
     LeaderboardRow,
+    MethodRow,
     by_method,
     leaderboard_rows,
     main_metrics,
-    paper_table,
-    paper_value,
     show,
     show_interval,
 )
+from act_assets.evaluation.report.evidence import Evidence, compare, missing_parts
 from act_assets.evaluation.report.figures import (
     VERDICT_COLOURS,
     macro_f1_bars,
@@ -40,31 +43,12 @@ from act_assets.evaluation.report.figures import (
     training_curves,
     verdict_counts,
 )
-from act_assets.metrics.actions import Interval, paired_bootstrap_macro_f1_difference
 from act_assets.roles.build import describe, describe_labels
-from act_assets.rows import read_rows
-from act_assets.run import TRAIN_SIZES, Run
-from act_assets.training.act import Rollout
 from act_assets.training.history import TrainingPoint
-from resources.artifacts import Artifact
-
-METHODS = ("sft", "act")
-# What the page shows of each asset.
-PARTS = {
-    "evaluation_baselines": "figures of the baselines",
-    "evaluation_sft": "figures and trajectories of SFT",
-    "evaluation_act": "figures and trajectories of ACT",
-    "sft_checkpoint": "training curves of SFT",
-    "act_checkpoint": "training curves and rollouts of ACT",
-    "contrastive_pairs": "numbers of contrastive pairs",
-}
-_TEMPLATE = "report.html.j2"
-_VERDICTS = {True: "within noise", False: "outside noise"}
 
 
-def write_html(run: Run, path: Path) -> dict[str, Any]:
-    """Writes the page of a run. Returns how many methods and trajectories are on it."""
-    evidence = Evidence(run)
+def write_html(evidence: Evidence, path: Path) -> dict[str, Any]:
+    """Writes the page. Returns how many methods and trajectories are on it."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -73,184 +57,90 @@ def write_html(run: Run, path: Path) -> dict[str, Any]:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"show": show, "csp_hash": _csp_hash}
-    rows = leaderboard_rows(evidence.reports)
-    text = environment.get_template(_TEMPLATE).render(
-        title=run.task.title,
-        subtitle=f"Supervised fine-tuning (SFT) and action-based contrastive self-training (ACT); "
-        f"profile {run.profile.name}, seed {run.seed}",
+    methods = {m.name: m for m in evidence.methods}
+    environment.filters |= {
+        "show": show,
+        "csp_hash": _csp_hash,
+        "titled": lambda name: methods[name].title if name in methods else name,
+    }
+    said = " and ".join(f"{m.full_name} ({m.title})" for m in evidence.methods)
+    rows = leaderboard_rows(evidence.reports, evidence.methods)
+    named = [r for r in evidence.reports if not r.method.startswith("always ")]
+    count = sum(map(len, evidence.trajectories.values()))
+    text = environment.get_template("report.html.j2").render(
+        task=evidence.task.name,
+        title=evidence.task.title,
+        subtitle=f"{said[:1].upper()}{said[1:]}; profile {evidence.profile.name}, seed {evidence.seed}",
+        methods=methods,
         settings=_settings(evidence),
         remarks=_remarks(evidence),
         missing=missing_parts(evidence),
-        paper=paper_table(run.task.name),
-        metric_name=run.task.judge.metric_name,
+        paper=PAPER_TABLES.get(evidence.task.name),
+        compared={r.metric for r in rows if r.paper is not None},
+        metric_name=evidence.task.judge.metric_name,
         metrics=main_metrics(rows),
-        results=_results(rows),
+        results=groupby(by_method(rows).items(), key=lambda item: item[0][1]),
         figures=rows,
-        bars=_bars(rows),
-        comparisons=[comparison(evidence, size) for size in evidence.sizes_evaluated],
+        bars=_bars(rows, evidence.methods),
+        comparisons=[
+            (start, m, [compare(evidence, start, m, size) for size in evidence.sizes_evaluated])
+            for m in evidence.methods
+            for start in evidence.methods
+            if m.starts_from == start.name
+        ],
         notes=[(method, size, "; ".join(r.notes)) for (method, size), r in evidence.evaluated.items() if r.notes],
-        confusions=_confusions(evidence),
+        confusions=[(size, list(group)) for size, group in groupby(named, key=lambda r: r.train_size)],
         breakdowns=_breakdowns(evidence),
         curves=_curves(evidence),
         rollouts=_rollouts(evidence),
         pairs=_pairs(evidence),
-        trajectory_count=sum(len(rows) for rows in evidence.trajectories.values()),
+        trajectory_count=count,
         data=_script_json(trajectory_data(evidence)),
     )
     path.write_bytes(text.encode("utf-8"))
-    return {
-        "methods": len(by_method(rows)),
-        "trajectories": sum(len(rows) for rows in evidence.trajectories.values()),
-    }
-
-
-# --- what there is ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """The inputs of a page, read once. Keys are (method or asset, train size)."""
-
-    run: Run
-
-    @cached_property
-    def artifacts(self) -> dict[tuple[str, int], Artifact]:
-        split = ((key.partition("@"), artifact) for key, artifact in self.run.inputs.items() if "@" in key)
-        return {(asset, int(size)): artifact for (asset, _, size), artifact in split}
-
-    @cached_property
-    def sizes(self) -> list[int]:
-        """The train sizes that the page speaks of."""
-        return sorted({*TRAIN_SIZES, *(size for _, size in self.artifacts)})
-
-    @cached_property
-    def sizes_evaluated(self) -> list[int]:
-        return [s for s in self.sizes if any((f"evaluation_{m}", s) in self.artifacts for m in METHODS)]
-
-    def file(self, asset: str, size: int, name: str) -> Path | None:
-        """A file of an artifact, None where either is not there."""
-        artifact = self.artifacts.get((asset, size))
-        return artifact.file(name) if artifact is not None and artifact.file(name).exists() else None
-
-    @cached_property
-    def evaluated(self) -> dict[tuple[str, int], EvaluationReport]:
-        """The reports of the trained methods."""
-        found = ((m, s, self.file(f"evaluation_{m}", s, "report.json")) for s in self.sizes for m in METHODS)
-        return {(method, size): read_report(path) for method, size, path in found if path is not None}
-
-    @cached_property
-    def reports(self) -> list[EvaluationReport]:
-        """All reports, those of the baselines included."""
-        baselines = [a for (asset, _), a in sorted(self.artifacts.items()) if asset == "evaluation_baselines"]
-        paths = [p for a in baselines for p in sorted(a.path.glob("*.json")) if p.name != "artifact.json"]
-        return [*map(read_report, paths), *self.evaluated.values()]
-
-    @cached_property
-    def trajectories(self) -> dict[tuple[str, int], list[EvaluatedTurn]]:
-        found = ((m, s, self.file(f"evaluation_{m}", s, "trajectories.parquet")) for s in self.sizes for m in METHODS)
-        return {(method, size): read_rows(path, EvaluatedTurn) for method, size, path in found if path is not None}
-
-    def history(self, method: str, size: int) -> list[TrainingPoint]:
-        path = self.file(f"{method}_checkpoint", size, "history.parquet")
-        return [] if path is None else read_rows(path, TrainingPoint)
-
-    def rollouts(self, size: int) -> list[Rollout]:
-        folder = self.file("act_checkpoint", size, "rollouts")
-        files = [] if folder is None else sorted(folder.glob("epoch-*.parquet"))
-        return [rollout for path in files for rollout in read_rows(path, Rollout)]
-
-
-@dataclass(frozen=True, slots=True)
-class Missing:
-    """What the page lacks of one train size: (asset, what it makes); no parts: all of it."""
-
-    partition: str
-    command: str
-    parts: tuple[tuple[str, str], ...]
-
-
-def missing_parts(evidence: Evidence) -> list[Missing]:
-    """What is not on the page, and which asset makes it."""
-    task, found = evidence.run.task.name, []
-    files = [
-        *((f"evaluation_{m}", name) for m in METHODS for name in ("report.json", "trajectories.parquet")),
-        *((f"{m}_checkpoint", "history.parquet") for m in METHODS),
-        ("act_checkpoint", "rollouts"),
-    ]
-    for size in evidence.sizes:
-        absent = {a: what for a, what in PARTS.items() if (a, size) not in evidence.artifacts}
-        damaged = [
-            (asset, f"its artifact holds no {name}: materialize it again")
-            for asset, name in files
-            if asset not in absent and evidence.file(asset, size, name) is None
-        ]
-        if absent or damaged:
-            command = f"act run --task {task} --train-size {size}"
-            parts = () if len(absent) == len(PARTS) else (*absent.items(), *damaged)
-            found.append(Missing(f"{task}|{size}", command, parts))
-    return found
-
-
-# --- what was run -------------------------------------------------------------------------------------------
+    return {"methods": len(by_method(rows)), "trajectories": count}
 
 
 def _settings(evidence: Evidence) -> list[tuple[str, str]]:
-    run = evidence.run
-    roles = run.profile.roles
-    policies = dict.fromkeys(r.policy for r in evidence.evaluated.values())
-    return [
-        ("Task", f"{run.task.name}, actions {', '.join(run.task.action_names)}"),
-        ("Profile", run.profile.name),
-        ("Policy", "; ".join(policies) or run.profile.policy.model),
-        ("Seed", f"{run.seed}: one training run per method and train size"),
-        ("Train sizes", _sizes(evidence.sizes_evaluated)),
-        ("Evaluated on", _evaluated(evidence)),
-        ("Scored by", "; ".join(dict.fromkeys(r.judge for r in evidence.evaluated.values())) or "nothing yet"),
-        ("Generator (M)", describe(roles.generator)),
-        ("Action supervision", _supervision(evidence)),
-        ("Action classifier (A)", describe(roles.classifier.llm, roles.classifier.source)),
-        ("Intent summaries", describe(roles.intent) if run.task.asks("intent") else "none: U is told the goal"),
-        ("User simulator (U)", describe(roles.simulator)),
-        *([("Ambiguous requests by", describe(roles.played()["perturbation"]))] if run.task.twins else []),
-        ("Most clarifications", f"{run.profile.act.max_clarifications} per trajectory"),
-    ]
-
-
-def _supervision(evidence: Evidence) -> str:
-    profile = evidence.run.profile
-    named = describe_labels(profile)
-    return profile.action_supervision + ("" if named == "gold" else f": {named}")
-
-
-def _sizes(sizes: Sequence[int]) -> str:
-    return f"{', '.join(map(str, sizes))} (conversations)" if sizes else "none evaluated yet"
-
-
-def _evaluated(evidence: Evidence) -> str:
-    """How much was evaluated, each different amount once."""
+    task, profile, roles = evidence.task, evidence.profile, evidence.profile.roles
+    reports = evidence.evaluated.values()
+    sizes = ", ".join(map(str, evidence.sizes_evaluated))
+    labels = describe_labels(profile)
+    # How much was evaluated, each different amount once.
     counted = [
         f"{len({r.prompt_id for r in rows})} turns of {len({r.conversation_id for r in rows})} conversations of the "
         f"{evidence.evaluated[place].side} side"
         for place, rows in evidence.trajectories.items()
+    ] or [f"{r.metrics[0].count} turns of the {r.side} side" for r in evidence.reports if r.metrics]
+    return [
+        ("Task", f"{task.name}, actions {', '.join(task.action_names)}"),
+        ("Profile", profile.name),
+        ("Policy", "; ".join(dict.fromkeys(r.policy for r in reports)) or profile.policy.model),
+        ("Seed", f"{evidence.seed}: one training run per method and train size"),
+        ("Train sizes", f"{sizes} (conversations)" if sizes else "none evaluated yet"),
+        ("Evaluated on", "; ".join(dict.fromkeys(counted)) or "nothing yet"),
+        ("Scored by", "; ".join(dict.fromkeys(r.judge for r in reports)) or "nothing yet"),
+        ("Generator (M)", describe(roles.generator)),
+        ("Action supervision", profile.action_supervision + ("" if labels == "gold" else f": {labels}")),
+        ("Action classifier (A)", describe(roles.classifier.llm, roles.classifier.source)),
+        ("Intent summaries", describe(roles.intent) if task.asks("intent") else "none: U is told the goal"),
+        ("User simulator (U)", describe(roles.simulator)),
+        *([("Ambiguous requests by", describe(roles.played()["perturbation"]))] if task.twins else []),
+        ("Most clarifications", f"{profile.act.max_clarifications} per trajectory"),
     ]
-    noted = [f"{r.metrics[0].count} turns of the {r.side} side" for r in evidence.reports if r.metrics]
-    return "; ".join(dict.fromkeys(counted or noted)) or "nothing yet"
 
 
 def _remarks(evidence: Evidence) -> list[str]:
     """What a reader has to know before the figures."""
-    run, remarks = evidence.run, []
-    roles = run.profile.roles
-    players = [role for name, role in roles.played().items() if run.task.asks(name)]
-    embedded = any(p.provider == "embedded" for p in players)
+    task, profile, roles, remarks = evidence.task, evidence.profile, evidence.profile.roles, []
+    embedded = any(r.provider == "embedded" for name, r in roles.played().items() if task.asks(name))
     if embedded:
         remarks.append("The embedded provider is rule-based: it follows fixed rules and is not a language model.")
-    if run.profile.policy.scratch is not None:
+    if profile.policy.scratch is not None:
         remarks.append("The policy is a small model that was built from scratch, without pretrained weights.")
-    if embedded or run.profile.policy.scratch is not None or run.profile.name == "laptop":
+    if embedded or profile.policy.scratch is not None or profile.name == "laptop":
         remarks.append(
-            f"Figures of the profile {run.profile.name} say nothing about the paper's, which stand beside them "
+            f"Figures of the profile {profile.name} say nothing about the paper's, which stand beside them "
             "for orientation."
         )
     remarks.append(
@@ -266,191 +156,68 @@ def _remarks(evidence: Evidence) -> list[str]:
         "simulator": describe(roles.simulator),
         "classifier": describe(roles.classifier.llm, roles.classifier.source),
     }
-    for (method, size), report in evidence.evaluated.items():
-        remarks += [
-            f"{method} at {size} was evaluated with the {role} {getattr(report, role)}, the profile now names "
-            f"{name}: materialize evaluation_{method} for {run.task.name}|{size} again."
-            for role, name in named.items()
-            if getattr(report, role) != name
-        ]
+    remarks += [
+        f"{method} at {size} was evaluated with the {role} {getattr(report, role)}, the profile now names "
+        f"{name}: materialize evaluation_{method} for {task.name}|{size} again."
+        for (method, size), report in evidence.evaluated.items()
+        for role, name in named.items()
+        if getattr(report, role) != name
+    ]
     return remarks
-
-
-# --- results ------------------------------------------------------------------------------------------------
-
-
-def _results(rows: Sequence[LeaderboardRow]) -> list[dict[str, Any]]:
-    """Methods with their figures, grouped by train size."""
-    groups: dict[int | None, list[dict[str, Any]]] = {}
-    for (method, size), figures in by_method(rows).items():
-        groups.setdefault(size, []).append({"method": method, "figures": figures})
-    return [{"size": size, "methods": methods} for size, methods in groups.items()]
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """ACT against SFT in macro F1 at one train size; `reason` says why there is none."""
-
-    train_size: int
-    verdict: str
-    difference: float | None = None
-    interval: Interval | None = None
-    paper: float | None = None
-    reason: str = ""
-
-    @property
-    def figures(self) -> str:
-        shown = NO_VALUE if self.difference is None else f"{self.difference:+.3f}"
-        return shown if self.interval is None else f"{shown} [{self.interval.low:+.3f}, {self.interval.high:+.3f}]"
-
-
-def comparison(evidence: Evidence, size: int) -> Comparison:
-    """A paired bootstrap over the same turns; without trajectories, whether the two intervals overlap."""
-    reports = [evidence.evaluated.get((m, size)) for m in METHODS]
-    refused = _incomparable(evidence, size)
-    if refused:
-        return Comparison(size, "not compared", reason=refused)
-    sft, act = (r.metric("macro F1") for r in reports if r is not None)
-    if sft is None or act is None or sft.value is None or act.value is None:
-        return Comparison(size, "not compared", reason="there is no macro F1")
-    difference, paper = act.value - sft.value, _paper_difference(evidence.run.task.name, size)
-    turns = [evidence.trajectories.get((m, size)) for m in METHODS]
-    if turns[0] and turns[1]:
-        interval = _paired(evidence, turns[0], turns[1])
-        noise = interval.low <= 0 <= interval.high
-        reason = "paired bootstrap over conversations: the interval " + ("contains 0" if noise else "excludes 0")
-        return Comparison(size, _VERDICTS[noise], difference, interval, paper, reason)
-    if sft.low is None or sft.high is None or act.low is None or act.high is None:
-        return Comparison(size, "not judged", difference, None, paper, "neither trajectories nor intervals are there")
-    noise = sft.low <= act.high and act.low <= sft.high
-    reason = "the two intervals " + ("overlap" if noise else "do not overlap") + "; there are no trajectories to pair"
-    return Comparison(size, _VERDICTS[noise], difference, None, paper, reason)
-
-
-def _incomparable(evidence: Evidence, size: int) -> str:
-    """Why SFT and ACT cannot be compared at a train size; empty where they can."""
-    absent = [f"evaluation_{m}" for m in METHODS if (m, size) not in evidence.evaluated]
-    if absent:
-        return f"{' and '.join(absent)} missing"
-    artifacts = [evidence.artifacts[f"evaluation_{m}", size] for m in METHODS]
-    reports = [evidence.evaluated[m, size] for m in METHODS]
-    measured_with: dict[str, list[Any]] = {
-        "simulators": [r.simulator for r in reports],
-        "classifiers": [r.classifier for r in reports],
-        "seeds": [r.seed for r in reports],
-        "judges": [r.judge for r in reports],
-        "settings": [a.identity.get("settings") for a in artifacts],
-        "prompts": [a.identity.get("prompts") for a in artifacts],
-    }
-    for what, (sft, act) in measured_with.items():
-        if sft != act:
-            return f"they were evaluated with different {what}; materialize both again"
-    turns = [evidence.trajectories.get((m, size)) for m in METHODS]
-    if turns[0] and turns[1] and list(map(_place, turns[0])) != list(map(_place, turns[1])):
-        return "they were evaluated on different turns; materialize both again"
-    return ""
-
-
-def _place(turn: EvaluatedTurn) -> tuple[str, str, str]:
-    return turn.conversation_id, turn.turn_id, turn.action
-
-
-def _paired(evidence: Evidence, sft: Sequence[EvaluatedTurn], act: Sequence[EvaluatedTurn]) -> Interval:
-    return paired_bootstrap_macro_f1_difference(
-        [t.action for t in sft],
-        [t.predicted_action for t in act],
-        [t.predicted_action for t in sft],
-        [t.group for t in sft],
-        evidence.run.task.action_names,
-        seed=evidence.run.seed,
-        samples=evidence.run.profile.evaluation.bootstrap_samples,
-    )
-
-
-def _paper_difference(task: str, size: int) -> float | None:
-    sft, act = (paper_value(task, m, size, "macro F1") for m in METHODS)
-    return None if sft is None or act is None else act - sft
-
-
-def _confusions(evidence: Evidence) -> list[dict[str, Any]]:
-    """Confusion matrices per train size, each count with its share of the row, without constant predictors."""
-    reports = {(r.method, r.train_size): r for r in evidence.reports if not r.method.startswith("always ")}
-    groups: dict[int | None, list[dict[str, Any]]] = {}
-    for method, size in by_method(leaderboard_rows(list(reports.values()))):
-        report = reports[method, size]
-        lines = [
-            (action, [(count, count / max(sum(counts), 1)) for count in counts])
-            for action, counts in zip(report.actions, report.confusion, strict=True)
-        ]
-        groups.setdefault(size, []).append({"method": method, "actions": report.actions, "lines": lines})
-    return [{"size": size, "matrices": matrices} for size, matrices in groups.items()]
 
 
 def _breakdowns(evidence: Evidence) -> list[dict[str, Any]]:
     """Per train size: the main form of turn and trajectory level by answer type, methods side by side."""
     tables = []
     for size in evidence.sizes_evaluated:
-        reports = {m: evidence.evaluated[m, size] for m in METHODS if (m, size) in evidence.evaluated}
-        types = sorted({b.answer_type for r in reports.values() for b in r.breakdown})
-        levels = [n for r in reports.values() for n in main_metrics(leaderboard_rows([r])) if n.startswith(LEVELS[:2])]
-        columns = [(level, method) for level in dict.fromkeys(levels) for method in reports]
-        lines = [(t, [_of_type(reports[method], t, level) for level, method in columns]) for t in types]
+        reports = [r for (_, s), r in evidence.evaluated.items() if s == size]
+        rows = leaderboard_rows(reports, evidence.methods)
+        found = {(r.method, b.answer_type, m.name): m for r in reports for b in r.breakdown for m in b.metrics}
+        types = sorted({b.answer_type for r in reports for b in r.breakdown})
+        methods = [r.method for r in reports]
+        levels = [n for n in main_metrics(rows) if n.startswith(LEVELS[:2])]
+        lines = [(t, [found.get((m, t, level)) for level in levels for m in methods]) for t in types]
         if lines:
-            tables.append(
-                {
-                    "size": size,
-                    "methods": list(reports),
-                    "levels": list(dict.fromkeys(levels)),
-                    "lines": lines,
-                }
-            )
+            tables.append({"size": size, "methods": methods, "levels": levels, "lines": lines})
     return tables
-
-
-def _of_type(report: EvaluationReport, answer_type: str, metric: str) -> dict[str, Any]:
-    empty = Breakdown(answer_type, ())
-    metrics = next((b for b in report.breakdown if b.answer_type == answer_type), empty).metrics
-    found = next((m for m in metrics if m.name == metric), None)
-    return {"value": found.value if found else None, "count": found.count if found else 0}
-
-
-# --- figures ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
     """A PNG for the page; `text` says in words what it shows, `caption` stands below it."""
 
-    source: str
+    png: bytes
     text: str
     caption: str
 
+    @property
+    def source(self) -> str:
+        return f"data:image/png;base64,{base64.b64encode(self.png).decode('ascii')}"
 
-def _image(png: bytes, text: str, caption: str | None = None) -> Image:
-    source = f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
-    return Image(source, text, text if caption is None else caption)
 
-
-def _bars(rows: Sequence[LeaderboardRow]) -> Image | None:
+def _bars(rows: Sequence[LeaderboardRow], methods: Sequence[MethodRow]) -> Image | None:
     figures = [r for r in rows if r.metric == "macro F1" and r.value is not None]
     if not figures:
         return None
     said = (f"{r.method} at {r.train_size} {show(r.value)} {show_interval(r.low, r.high)}".strip() for r in figures)
     text = f"Macro F1 with 95 % intervals: {'; '.join(said)}."
-    return _image(macro_f1_bars(rows), text, "Macro F1 with 95 % intervals; the figures are those of the table.")
+    caption = "Macro F1 with 95 % intervals; the figures are those of the table."
+    return Image(macro_f1_bars(rows, methods), text, caption)
 
 
-def _curves(evidence: Evidence) -> list[dict[str, Any]]:
+def _curves(evidence: Evidence) -> list[Image]:
     """The curves of each checkpoint, with what was kept."""
     shown = []
     for size in evidence.sizes:
-        for method in METHODS:
-            points = evidence.history(method, size)
+        for method in evidence.methods:
+            points = evidence.history(method.name, size)
             if not points:
                 continue
-            title = f"{method.upper()}, {size} conversations"
-            caption = f"{title}: {_course(points)}{_kept(evidence.artifacts[f'{method}_checkpoint', size])}."
-            shown.append({"size": size, "image": _image(training_curves(points, title), caption)})
+            title = f"{method.title}, {size} conversations"
+            epoch = evidence.artifacts[f"{method.name}_checkpoint", size].facts.get("kept_epoch")
+            kept = "" if epoch is None else f"; the checkpoint of epoch {epoch:g} was kept"
+            text = f"{title}: {_course(points)}{kept}."
+            shown.append(Image(training_curves(points, title), text, text))
     return shown
 
 
@@ -466,26 +233,22 @@ def _course(points: Sequence[TrainingPoint]) -> str:
     return ", ".join(said)
 
 
-def _kept(artifact: Artifact) -> str:
-    epoch = artifact.facts.get("kept_epoch")
-    return "" if epoch is None else f"; the checkpoint of epoch {epoch:g} was kept"
-
-
 def _rollouts(evidence: Evidence) -> list[dict[str, Any]]:
-    """What became of ACT's rollouts, per train size: a figure and its numbers."""
+    """What became of the rollouts, per method and train size: a figure and its numbers."""
     shown = []
-    for size in evidence.sizes:
-        rollouts = evidence.rollouts(size)
+    for method, size in ((m, s) for m in evidence.methods if m.rollouts for s in evidence.sizes):
+        rollouts = evidence.rollouts(method.name, size)
         if not rollouts:
             continue
         counts = verdict_counts(rollouts)
         total = sum(counts.values(), Counter())
         verdicts = [v for v in VERDICT_COLOURS if total[v]]
         text = ", ".join(f"{v.replace('_', ' ')} {total[v]}" for v in verdicts)
+        text = f"Verdicts of {len(rollouts)} rollouts: {text}."
         shown.append(
             {
-                "size": size,
-                "image": _image(rollout_verdicts(rollouts), f"Verdicts of {len(rollouts)} rollouts: {text}."),
+                "title": f"{method.title}, {size} conversations",
+                "image": Image(rollout_verdicts(rollouts), text, text),
                 "verdicts": [v.replace("_", " ") for v in verdicts],
                 "epochs": [(epoch, [count[v] for v in verdicts]) for epoch, count in counts.items()],
                 "replaced": Counter(r.replaced for r in rollouts),
@@ -500,7 +263,7 @@ def _pairs(evidence: Evidence) -> dict[str, Any]:
     columns = {
         "turns": "turns",
         "pairs": "pairs",
-        **{f"pairs_{a.lower()}": f"{a} wins" for a in evidence.run.task.action_names},
+        **{f"pairs_{a.lower()}": f"{a} wins" for a in evidence.task.action_names},
         "identical": "dropped: loser equals winner",
         "wrong_action": "dropped: loser took another action than it was to",
         "in_context_conversations": "in-context conversations",
@@ -510,75 +273,30 @@ def _pairs(evidence: Evidence) -> dict[str, Any]:
     return {"columns": list(columns.values()), "lines": lines}
 
 
-# --- trajectories -------------------------------------------------------------------------------------------
-
-
 def trajectory_data(evidence: Evidence) -> dict[str, Any]:
     """The browsable table as plain values: turns once, and one row per method, train size and turn.
 
-    Rows of one turn stand together, so that methods can be compared. `chat` alternates, the assistant first.
+    Rows of one turn stand together, so that methods can be compared. What was said alternates, the
+    assistant first.
     """
+    names = [m.name for m in evidence.methods]
     turns: dict[tuple[str, ...], int] = {}
-    rows: list[tuple[int, int, int, list[Any]]] = []
+    rows: list[tuple[Any, ...]] = []
     for (method, size), evaluated in evidence.trajectories.items():
         for row in evaluated:
-            subject = (
-                row.conversation_id,
-                row.turn_id,
-                row.request,
-                row.action,
-                row.reference,
-                row.goal,
-                row.answer_type,
-                row.goal_answer_type,
-            )
-            turn = turns.setdefault(subject, len(turns))
-            place = METHODS.index(method)
-            scores = [_main_score(row, level) for level in LEVELS[:2]]
-            cells = [
-                place,
-                size,
-                turn,
-                row.predicted_action,
-                list(chat(row)),
-                row.outcome,
-                row.ended,
-                *scores,
-                row.truncated,
-            ]
-            rows.append((size, turn, place, cells))
-    rows.sort(key=lambda r: r[:3])
+            subject = (row.conversation_id, row.turn_id, row.request, row.action, row.reference, row.goal)
+            turn = turns.setdefault((*subject, row.answer_type, row.goal_answer_type), len(turns))
+            said = [u.text for u in row.utterances]
+            main = {s.level: round(s.value, 4) for s in reversed(row.scores)}  # the first form of a level
+            ending = (row.outcome, row.ended, *map(main.get, LEVELS[:2]), row.truncated)
+            rows.append((names.index(method), size, turn, row.predicted_action, said, *ending))
+    rows.sort(key=lambda r: (r[1], r[2], r[0]))
     return {
-        "methods": list(METHODS),
-        "actions": list(evidence.run.task.action_names),
-        "turns": [list(t) for t in turns],
-        "rows": [cells for *_, cells in rows],
+        "methods": [m.title for m in evidence.methods],
+        "actions": list(evidence.task.action_names),
+        "turns": list(turns),
+        "rows": rows,
     }
-
-
-def _main_score(row: EvaluatedTurn, level: str) -> float | None:
-    return next((round(s.value, 4) for s in row.scores if s.level == level), None)
-
-
-def chat(row: EvaluatedTurn) -> Iterator[str]:
-    """The utterances of a trajectory, the assistant's and the user's in turn.
-
-    The first response and the outcome are known by themselves, so a response that imitates a user's line is
-    not taken apart.
-    """
-    middle = row.trajectory.removeprefix(f"Assistant: {row.response}")
-    yield row.response
-    last = None
-    if row.outcome is not None and middle.endswith(f"\nAssistant: {row.outcome}"):
-        middle, last = middle.removesuffix(f"\nAssistant: {row.outcome}"), row.outcome
-    speaker = "User"
-    while middle:
-        other = "Assistant" if speaker == "User" else "User"
-        text, mark, rest = middle.removeprefix(f"\n{speaker}: ").partition(f"\n{other}: ")
-        yield text
-        middle, speaker = mark + rest, other
-    if last is not None:
-        yield last
 
 
 def _script_json(value: Any) -> Markup:

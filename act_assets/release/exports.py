@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from act_assets.conversation import Conversation, PreferencePair
 from act_assets.tasks.base import Task
 from resources.errors import ActError
+from resources.files import atomic_file
 
 _SPEAKERS = {"user": "User", "assistant": "Assistant"}
 _ROLES = {"user": "user", "assistant": "model"}
@@ -59,21 +59,16 @@ def preference_rows(pairs: Sequence[PreferencePair]) -> Iterator[dict[str, str]]
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
-    """One JSON object a line, written beside and renamed. Returns the number of lines."""
-    beside = path.with_name(path.name + ".part")
+    """One JSON object a line; the file is whole or not there. Returns the number of lines."""
     count = 0
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("w", encoding="utf-8") as stream:
+        with atomic_file(path) as beside, beside.open("w", encoding="utf-8") as stream:
             for row in rows:
                 stream.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
                 count += 1
-        beside.rename(path)
     except OSError as error:
         raise ActError(
             f"the export cannot be written: {error}", where=str(path), todo="choose another --out"
         ) from error
-    finally:
-        with suppress(OSError):
-            beside.unlink()
     return count

@@ -19,9 +19,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from act_assets.cli.chat import chat
 from act_assets.cli.data import data_app
+from act_assets.cli.export import export_checkpoint, export_rows
 from act_assets.cli.memo import memo_app
-from act_assets.cli.model import chat, export_checkpoint
 from act_assets.pipeline.stage import Made
 from resources.errors import ActError
 
@@ -216,23 +217,13 @@ def export(
     if what != "model" and (adapter or push):
         raise ActError("--adapter and --push are of a model", todo="act export model --out FOLDER ...")
     _check(task, train_size, profile)
-    from act_assets.conversation import Conversation, PreferencePair
     from act_assets.defs.resources import stage_run
-    from act_assets.release.exports import messages_rows, preference_rows, write_jsonl
-    from act_assets.rows import read_rows
-    from resources.artifacts import Key
 
     settings = stage_run(profile, seed, task, train_size)
     if what == "model":
         export_checkpoint(settings, method, to, adapter=adapter, push=push)
-        return
-    if what == "messages":
-        artifact = settings.store.require(Key("train_subset", task, train_size))
-        rows: Any = messages_rows(settings.task, read_rows(artifact.file("train.parquet"), Conversation))
     else:
-        artifact = settings.store.require(Key("contrastive_pairs", task, train_size))
-        rows = preference_rows(read_rows(artifact.file("pairs.parquet"), PreferencePair))
-    out.print(f"{write_jsonl(to, rows)} lines in {to}")
+        export_rows(settings, what, to)
 
 
 @app.command(epilog="Example: act doctor")

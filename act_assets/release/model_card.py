@@ -20,6 +20,7 @@ from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, metadat
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from act_assets.evaluation.evaluate import EvaluationReport, Metric, read_report
+from act_assets.evaluation.leaderboard import show
 from act_assets.pipeline.graph import STAGES
 from act_assets.pipeline.stage import StageRun, up_to_date
 from act_assets.profile import Optimisation, Profile, profile_names
@@ -184,10 +185,8 @@ def _eval_results(report: EvaluationReport, data: str) -> list[EvalResult] | Non
 
 
 def _figure(metric: Metric) -> str:
-    if metric.value is None:
-        return "–"
-    interval = f" [{metric.low:.3f}, {metric.high:.3f}]" if metric.low is not None and metric.high is not None else ""
-    return f"{metric.value:.3f}{interval}"
+    known = metric.low is not None and metric.high is not None
+    return show(metric.value) + (f" [{metric.low:.3f}, {metric.high:.3f}]" if known else "")
 
 
 def _base(profile: Profile, artifact: Artifact, hub: HfApi | None) -> BaseModel:

@@ -17,7 +17,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from huggingface_hub import HfApi
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from act_assets.pipeline.graph import STAGES
 from act_assets.pipeline.stage import StageRun, stage_key, up_to_date
@@ -98,9 +98,9 @@ def export_model(
             todo="check the disk (df -h), or choose another --out",
         ) from error
     if hub and push:
-        _push(hub, push, folder, f"{card.data.model_name}, seed {run.seed}")
+        _push(hub, push, folder, f"{card.data.get('model_name')}, seed {run.seed}")
     url = f"https://huggingface.co/{push}" if push else None
-    return Exported(folder, len(sizes), sum(sizes), bool(card.data.eval_results), url)
+    return Exported(folder, len(sizes), sum(sizes), bool(card.data.get("eval_results")), url)
 
 
 def generation_config(folder: Path, profile: Profile) -> dict[str, Any]:

@@ -1,0 +1,326 @@
+"""`act chat`: a conversation with a checkpoint over one example, step by step.
+
+    session = ChatSession(turn, talk)
+    session.respond()                    # the policy responds to the example's request
+    while not session.ended:
+        session.say("The one of 2019")   # or session.simulated(), the simulated user's own reply
+    session.say("And in 2020?")          # a further request over the same grounding
+
+A first request is sampled with the seeds of the evaluation: greedy decoding gives the responses that
+were evaluated.
+"""
+
+from __future__ import annotations
+
+import itertools
+import pydoc
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated
+
+import typer
+
+from act_assets.conversation import Message, Reference, TurnState, Utterance
+from act_assets.pipeline.graph import cast_of, equipped_task, evaluated_turns, intents_of
+from act_assets.pipeline.stage import TRAIN_SIZES, StageRun
+from act_assets.release import check_method
+from act_assets.roles.build import describe, missing_keys
+from act_assets.roles.classifier import Classifier
+from act_assets.roles.role import require_all
+from act_assets.seeds import derive_seed
+from act_assets.tasks import get_task
+from act_assets.tasks.base import Task
+from act_assets.trajectory import ActionClassifier, ConversationPolicy, Dialogue, UserSimulator, dialogue_seeds
+from resources.artifacts import Key
+from resources.errors import ActError
+
+SHOWN = 1200  # characters of the grounding
+LINES = 6  # of the history
+HELP = "/next  /example ID  /quit"
+
+
+@dataclass(frozen=True, slots=True)
+class Talk:
+    """What stays the same from one example to the next. `intents` are what U is grounded in, by intent id; without
+    `simulator`, whom people know as `user`, nobody replies for the user."""
+
+    task: Task
+    policy: ConversationPolicy
+    classifier: ActionClassifier
+    max_clarifications: int
+    seed: int
+    simulator: UserSimulator | None = None
+    user: str = ""
+    intents: Mapping[str, str] = field(default_factory=dict)
+
+
+class ChatSession:
+    """The conversation over one example, as far as it has come.
+
+    `turn` is the request that is open now; `further` says that it is not the example's own, so that nobody knows its
+    goal. `ended` says why the user has nothing to reply to, "" where a reply is awaited. `score`, in [0, 1], is the
+    judge's of an ended request whose goal is known: of the outcome, 0 of one that was never settled.
+    """
+
+    def __init__(self, turn: TurnState, talk: Talk) -> None:
+        self.turn, self.talk = turn, talk
+        self.utterances: tuple[Utterance, ...] = ()
+        self.ended, self.further = "", False
+        self.score: float | None = None
+        self._ids = itertools.count(2)  # of further requests: prompts are kept by them, so none is used twice
+
+    @property
+    def goal(self) -> str | None:
+        """What would be right in the end; None for a request that is not of the data."""
+        return None if self.further else self.turn.goal.text
+
+    @property
+    def can_simulate(self) -> bool:
+        """Whether the simulated user can reply: only to questions about the example's own request."""
+        known = not self.further and self.turn.intent_id in self.talk.intents
+        return self.talk.simulator is not None and known and not self.ended
+
+    def simulated(self) -> str:
+        """What the simulated user would reply now. Raises RoleError where it has no answer, ActError where there is
+        none to ask."""
+        if self.talk.simulator is None or not self.can_simulate:
+            raise ActError("there is no simulated user for this", todo="type the reply yourself")
+        intent = self.talk.intents[self.turn.intent_id]
+        replies = self.talk.simulator.reply([self.turn], [intent], [self.utterances])
+        return require_all(replies, "replies of the simulated user")[0]
+
+    def say(self, text: str) -> None:
+        """A reply, or a further request where the last one has ended; and the response to it.
+
+        Raises ActError where there is none, as though nothing had been said.
+        """
+        text = " ".join(text.split())
+        if not text:
+            raise ActError("nothing was said", todo="type a reply or a request")
+        before = vars(self).copy()
+        try:
+            if self.ended:
+                self._begin(text)
+            else:
+                self.utterances = (*self.utterances, Utterance("user", text, ""))
+            self.respond()
+        except ActError:
+            vars(self).update(before)
+            raise
+
+    def _begin(self, request: str) -> None:
+        """All that was said becomes history, and `request` is open."""
+        history = (*self.turn.history, *(Message(u.speaker, u.text) for u in self.utterances))
+        if history[-1].role == "user":  # the policy had no room to respond: chat templates want turns to alternate
+            history = history[:-1]
+        self.turn = replace(
+            self.turn,
+            turn_id=f"{self.turn.prompt_id}/{next(self._ids)}",
+            position=self.turn.position + 1,
+            history=(*history, Message("user", request)),
+            open_request=len(history),
+            response=Reference(""),
+            goal=Reference(""),
+            clear_request=request,
+            gold_replies=(),
+        )
+        self.utterances, self.ended, self.score, self.further = (), "", None, True
+
+    def respond(self) -> None:
+        """The policy responds to what has been said: at first to the example's request."""
+        task, step = self.talk.task, sum(1 for u in self.utterances if u.speaker == "assistant")
+        (seed,) = dialogue_seeds(self.talk.seed, [self.turn], "evaluation")
+        (said,) = self.talk.policy.respond([Dialogue(self.turn, self.utterances, derive_seed(seed, step))])
+        outcome = None
+        if said is None:
+            self.ended = "too_long"
+        else:
+            (action,) = require_all(self.talk.classifier.classify([self.turn], [said.text]), "actions of responses")
+            self.utterances = (*self.utterances, replace(said, action=action))
+            if task.action(action).ends_trajectory:
+                self.ended, outcome = "settled", said.text
+            elif step == self.talk.max_clarifications:
+                self.ended = "max_clarifications"
+        if self.ended and not self.further:
+            judge = task.judge
+            self.score = 0.0 if outcome is None else judge.outcome_scores([self.turn], [outcome])[0][judge.forms[0]]
+
+
+def find_example(turns: Sequence[TurnState], example: str) -> int:
+    """The index of the turn with that id, or of the only one whose id begins so. Raises ActError."""
+    exact = [i for i, t in enumerate(turns) if t.turn_id == example]
+    found = exact or [i for i, t in enumerate(turns) if example and t.turn_id.startswith(example)]
+    if len(found) != 1:
+        what = f"{len(found)} examples begin with {example!r}" if found else f"there is no example {example!r}"
+        raise ActError(what, todo="choose one that act chat --list shows")
+    return found[0]
+
+
+def chat(
+    task: Annotated[str, typer.Option("--task", help="a registered task, for example pacific")] = "pacific",
+    train_size: Annotated[int, typer.Option("--train-size", help="training conversations: 50, 100 or 250")] = 50,
+    method: Annotated[str, typer.Option(help="the checkpoint: sft or act")] = "act",
+    example: Annotated[
+        str | None, typer.Option("--example", help="the id of an evaluated example; default: the first ambiguous one")
+    ] = None,
+    show_list: Annotated[bool, typer.Option("--list", help="show the examples: id, action, request")] = False,
+    temperature: Annotated[float, typer.Option(min=0, help="0: greedy, as in the evaluation by default")] = 0.0,
+    profile: Annotated[str, typer.Option("--profile", help="laptop, paper, or the path of a YAML file")] = "laptop",
+    seed: Annotated[int, typer.Option("--seed", min=0, help="the seed that the checkpoint was trained with")] = 0,
+) -> None:
+    """Talk to a checkpoint over an example of the data, and see the action that each response takes.
+
+    Where it asks, reply, or press Enter for the simulated user's reply. Then: another request over the same grounding,
+    /next, /example ID, or /quit.
+    """
+    get_task(task)
+    check_method(method)
+    if train_size not in TRAIN_SIZES:
+        sizes = ", ".join(map(str, TRAIN_SIZES))
+        raise ActError(f"unknown train size {train_size}", where=f"task {task}", todo=f"choose one of {sizes}")
+    from act_assets.defs.resources import stage_run  # dagster
+
+    run = stage_run(profile, seed, task, train_size)
+    if not show_list:
+        run.store.require(Key(f"{method}_checkpoint", task, train_size))  # its message names the command that makes it
+    run = replace(run, inputs={name: run.store.require(Key(name, task)) for name in ("raw_dataset", "conversations")})
+    turns = evaluated_turns(run)
+    if show_list:  # in pages on a terminal
+        pydoc.pager("".join(f"{t.turn_id}  {t.action:<8} {' '.join(t.request.split())}\n" for t in turns))
+        return
+    if not turns:
+        raise ActError("there is no evaluated example", where=f"task {task}", todo="materialize conversations again")
+    ambiguous = (i for i, t in enumerate(turns) if not run.task.action(t.action).ends_trajectory)
+    start = find_example(turns, example) if example else next(ambiguous, 0)
+    talk = load_talk(run, method, temperature)
+    try:
+        Screen(talk, turns, read_line).show(start)
+    except (EOFError, KeyboardInterrupt):
+        typer.echo()
+
+
+def load_talk(run: StageRun, method: str, temperature: float) -> Talk:
+    """A checkpoint that is up to date, ready to talk; `run.inputs` holds the raw dataset and the conversations."""
+    from act_assets.release.publish import checkpoint_of  # huggingface_hub, and below torch
+    from act_assets.training.generation import TransformersEngine
+    from act_assets.training.policy import ModelPolicy, PromptEncoder, SamplingSettings, load_model, pick_device
+
+    settings, role = run.profile.policy, run.profile.roles.simulator
+    checkpoint = checkpoint_of(run, method)
+    task = equipped_task(run)
+    typer.echo(f"loading {checkpoint.key} ...", err=True)
+    model, chat_format = load_model(checkpoint.file("model"))
+    policy = ModelPolicy(
+        TransformersEngine(model.to(pick_device()), chat_format.end_id, chat_format.pad_id, batch_size=1),
+        chat_format,
+        PromptEncoder(task, chat_format, settings.max_prompt_tokens),
+        SamplingSettings(settings.max_length, settings.max_new_tokens, temperature),
+    )
+    talk = Talk(task, policy, Classifier(task, "rule"), run.profile.act.max_clarifications, run.seed)
+    intents = run.store.find(Key("evaluation_intents", task.name))
+    needs_key = role.provider != "embedded" and role.base_url is None
+    if intents is None or (needs_key and missing_keys([role.provider])):
+        return talk
+    return replace(talk, simulator=cast_of(run).simulator(), user=describe(role), intents=intents_of(intents))
+
+
+def read_line(prompt: str) -> str:
+    """Reads a line; a line that comes from a pipe is shown, so that the whole can be read afterwards."""
+    if sys.stdin.isatty():
+        return input(prompt)
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    typer.echo(prompt + line.rstrip("\n"))
+    return line.rstrip("\n")
+
+
+class Screen:
+    """One example after the other, until the reader ends."""
+
+    def __init__(self, talk: Talk, turns: Sequence[TurnState], read: Callable[[str], str]) -> None:
+        self.talk, self.turns, self.read = talk, turns, read
+
+    def show(self, index: int) -> None:
+        """Begins with the example at `index`. Raises EOFError where the input ends, or /quit is typed."""
+        while True:
+            index = self._example(self.turns[index], index)
+
+    def _example(self, turn: TurnState, index: int) -> int:
+        """Talks over one example; returns the index of the next one."""
+        session = ChatSession(turn, self.talk)
+        said = [f"{m.role.capitalize()}: {m.content}" for m in turn.history[:-1]]
+        typer.echo(f"\n--- example {turn.turn_id}\n{shortened(self.talk.task.reader.system_message(turn.context))}\n")
+        if len(said) > LINES:
+            typer.echo(f"... {len(said) - LINES} earlier utterances")
+        typer.echo("\n".join([*said[-LINES:], f"User: {turn.request}"]))
+        try:
+            session.respond()
+            self._tell(session)
+        except ActError as error:
+            typer.echo(f"error: {error}")
+            session.ended = "failed"
+        while True:
+            line = self.read(self._prompt(session)).strip()
+            try:
+                if line.startswith("/"):
+                    chosen = self._command(line, index)
+                    if chosen is not None:
+                        return chosen
+                    continue
+                if not line and session.can_simulate:
+                    line = session.simulated()
+                    typer.echo(f"simulated user: {printable(line)}")
+                if line:
+                    session.say(line)
+                    self._tell(session)
+                else:
+                    typer.echo(f"type a {'request' if session.ended else 'reply'}, or one of {HELP}")
+            except ActError as error:
+                typer.echo(f"error: {error}")
+
+    def _command(self, line: str, index: int) -> int | None:
+        """The index of the example to go to, None to stay. Raises EOFError for /quit, ActError for what is unknown."""
+        word, _, rest = line.partition(" ")
+        if word == "/quit":
+            raise EOFError
+        if word == "/example":
+            return find_example(self.turns, rest.strip())
+        if word != "/next":
+            raise ActError(f"unknown command {word}", todo=HELP)
+        if index + 1 < len(self.turns):
+            return index + 1
+        typer.echo("that was the last example")
+        return None
+
+    def _tell(self, session: ChatSession) -> None:
+        """What the policy has just responded, and what became of the request."""
+        if session.ended == "too_long":
+            typer.echo("no room is left for a response (policy.max_length)")
+        else:
+            said = session.utterances[-1]
+            cut = " ... (it hit its token limit)" if said.truncated else ""
+            typer.echo(f"[{said.action}] {printable(said.text)}{cut}")
+        if session.ended == "max_clarifications":
+            typer.echo(f"it has asked {self.talk.max_clarifications + 1} times: the request counts as not settled")
+        if session.score is not None:
+            typer.echo(f"goal: {session.goal}\n{self.talk.task.judge.metric_name}: {session.score:.3f}")
+
+    def _prompt(self, session: ChatSession) -> str:
+        if session.ended:
+            return f"another request, or {HELP}> "
+        return f"reply (Enter: {self.talk.user} replies)> " if session.can_simulate else "reply> "
+
+
+def shortened(text: str) -> str:
+    """The beginning and the end of a long text."""
+    if len(text) <= SHOWN:
+        return text
+    half = SHOWN // 2
+    return f"{text[:half]}\n... {len(text) - 2 * half:,} characters left out ...\n{text[-half:]}"
+
+
+def printable(text: str) -> str:
+    """A model's text without what a terminal would obey."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-
 from act_assets.cli.chat_session import ChatSession, Talk, find_example, first_ambiguous
+
 from act_assets.conversation import TurnState, Utterance
 from act_assets.roles.classifier import Classifier
 from act_assets.roles.simulator import GoldUser

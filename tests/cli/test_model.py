@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from act_assets.cli.chat_session import Talk
+from act_assets.cli.model import SHOWN, Conversations, printable, shortened
 
 from act_assets.cli import app as cli
 from act_assets.cli import model as model_cli
-from act_assets.cli.chat_session import Talk
-from act_assets.cli.model import SHOWN, Conversations, printable, shortened
 from act_assets.conversation import TurnState, Utterance
 from act_assets.roles.classifier import Classifier
 from act_assets.roles.simulator import GoldUser

@@ -219,8 +219,7 @@ def load_talk(run: StageRun, method: str, temperature: float) -> Talk:
     )
     talk = Talk(task, policy, Classifier(task, "rule"), run.profile.act.max_clarifications, run.seed)
     intents = run.store.find(Key("evaluation_intents", task.name))
-    needs_key = role.provider != "embedded" and role.base_url is None
-    if intents is None or (needs_key and missing_keys([role.provider])):
+    if intents is None or (role.base_url is None and missing_keys([role.provider])):
         return talk
     return replace(talk, simulator=cast_of(run).simulator(), user=describe(role), intents=intents_of(intents))
 

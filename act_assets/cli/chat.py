@@ -195,7 +195,7 @@ def chat(
     start = find_example(turns, example) if example else next(ambiguous, 0)
     talk = load_talk(run, method, temperature)
     try:
-        Screen(talk, turns, read_line).show(start)
+        converse(talk, turns, start, read_line)
     except (EOFError, KeyboardInterrupt):
         typer.echo()
 
@@ -235,81 +235,64 @@ def read_line(prompt: str) -> str:
     return line.rstrip("\n")
 
 
-class Screen:
-    """One example after the other, until the reader ends."""
-
-    def __init__(self, talk: Talk, turns: Sequence[TurnState], read: Callable[[str], str]) -> None:
-        self.talk, self.turns, self.read = talk, turns, read
-
-    def show(self, index: int) -> None:
-        """Begins with the example at `index`. Raises EOFError where the input ends, or /quit is typed."""
-        while True:
-            index = self._example(self.turns[index], index)
-
-    def _example(self, turn: TurnState, index: int) -> int:
-        """Talks over one example; returns the index of the next one."""
-        session = ChatSession(turn, self.talk)
-        said = [f"{m.role.capitalize()}: {m.content}" for m in turn.history[:-1]]
-        typer.echo(f"\n--- example {turn.turn_id}\n{shortened(self.talk.task.reader.system_message(turn.context))}\n")
-        if len(said) > LINES:
-            typer.echo(f"... {len(said) - LINES} earlier utterances")
-        typer.echo("\n".join([*said[-LINES:], f"User: {turn.request}"]))
+def converse(talk: Talk, turns: Sequence[TurnState], index: int, read: Callable[[str], str]) -> None:
+    """One example after the other, from the one at `index`. Raises EOFError where the input ends, or /quit is typed."""
+    session = begin(talk, turns[index])
+    while True:
+        prompt = f"another request, or {HELP}> " if session.ended else "reply> "
+        line = read(f"reply (Enter: {talk.user} replies)> " if session.can_simulate else prompt).strip()
+        word, _, rest = line.partition(" ")
         try:
-            session.respond()
-            self._tell(session)
-        except ActError as error:
-            typer.echo(f"error: {error}")
-            session.ended = "failed"
-        while True:
-            line = self.read(self._prompt(session)).strip()
-            try:
-                if line.startswith("/"):
-                    chosen = self._command(line, index)
-                    if chosen is not None:
-                        return chosen
-                    continue
+            if word == "/quit":
+                raise EOFError
+            if word == "/next" and index + 1 == len(turns):
+                typer.echo("that was the last example")
+            elif word in ("/next", "/example"):
+                index = index + 1 if word == "/next" else find_example(turns, rest.strip())
+                session = begin(talk, turns[index])
+            elif word.startswith("/"):
+                raise ActError(f"unknown command {word}", todo=HELP)
+            else:
                 if not line and session.can_simulate:
                     line = session.simulated()
                     typer.echo(f"simulated user: {printable(line)}")
                 if line:
                     session.say(line)
-                    self._tell(session)
+                    tell(session)
                 else:
                     typer.echo(f"type a {'request' if session.ended else 'reply'}, or one of {HELP}")
-            except ActError as error:
-                typer.echo(f"error: {error}")
+        except ActError as error:
+            typer.echo(f"error: {error}")
 
-    def _command(self, line: str, index: int) -> int | None:
-        """The index of the example to go to, None to stay. Raises EOFError for /quit, ActError for what is unknown."""
-        word, _, rest = line.partition(" ")
-        if word == "/quit":
-            raise EOFError
-        if word == "/example":
-            return find_example(self.turns, rest.strip())
-        if word != "/next":
-            raise ActError(f"unknown command {word}", todo=HELP)
-        if index + 1 < len(self.turns):
-            return index + 1
-        typer.echo("that was the last example")
-        return None
 
-    def _tell(self, session: ChatSession) -> None:
-        """What the policy has just responded, and what became of the request."""
-        if session.ended == "too_long":
-            typer.echo("no room is left for a response (policy.max_length)")
-        else:
-            said = session.utterances[-1]
-            cut = " ... (it hit its token limit)" if said.truncated else ""
-            typer.echo(f"[{said.action}] {printable(said.text)}{cut}")
-        if session.ended == "max_clarifications":
-            typer.echo(f"it has asked {self.talk.max_clarifications + 1} times: the request counts as not settled")
-        if session.score is not None:
-            typer.echo(f"goal: {session.goal}\n{self.talk.task.judge.metric_name}: {session.score:.3f}")
+def begin(talk: Talk, turn: TurnState) -> ChatSession:
+    """Shows an example and the response to its request."""
+    session = ChatSession(turn, talk)
+    said = [f"{m.role.capitalize()}: {m.content}" for m in turn.history[:-1]]
+    earlier = [f"... {len(said) - LINES} earlier utterances"] if len(said) > LINES else []
+    typer.echo(f"\n--- example {turn.turn_id}\n{shortened(talk.task.reader.system_message(turn.context))}\n")
+    typer.echo("\n".join([*earlier, *said[-LINES:], f"User: {turn.request}"]))
+    try:
+        session.respond()
+        tell(session)
+    except ActError as error:
+        typer.echo(f"error: {error}")
+        session.ended = "failed"
+    return session
 
-    def _prompt(self, session: ChatSession) -> str:
-        if session.ended:
-            return f"another request, or {HELP}> "
-        return f"reply (Enter: {self.talk.user} replies)> " if session.can_simulate else "reply> "
+
+def tell(session: ChatSession) -> None:
+    """Shows what the policy has just responded, and what became of the request."""
+    if session.ended == "too_long":
+        typer.echo("no room is left for a response (policy.max_length)")
+    else:
+        said = session.utterances[-1]
+        cut = " ... (it hit its token limit)" if said.truncated else ""
+        typer.echo(f"[{said.action}] {printable(said.text)}{cut}")
+    if session.ended == "max_clarifications":
+        typer.echo(f"it has asked {session.talk.max_clarifications + 1} times: the request counts as not settled")
+    if session.score is not None:
+        typer.echo(f"goal: {session.goal}\n{session.talk.task.judge.metric_name}: {session.score:.3f}")
 
 
 def shortened(text: str) -> str:

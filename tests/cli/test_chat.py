@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from act_assets.cli import chat as screen
 from act_assets.cli.app import app
-from act_assets.cli.chat import SHOWN, ChatSession, Screen, Talk, find_example, printable, shortened
+from act_assets.cli.chat import SHOWN, ChatSession, Talk, converse, find_example, printable, shortened
 from act_assets.conversation import TurnState, Utterance
 from act_assets.roles.classifier import Classifier
 from act_assets.roles.simulator import GoldUser
@@ -252,7 +252,7 @@ def talked(
         intents = {t.intent_id: "1. What he wants." for t in turns}
         talk = Talk(pacific, Scripted(*texts), Classifier(pacific, "rule"), 1, 0, simulator, "somebody", intents)
         with pytest.raises(EOFError):
-            Screen(talk, turns, read).show(0)
+            converse(talk, turns, 0, read)
         return capsys.readouterr().out.split(f"User: {turns[0].request}\n", 1)[1]
 
     return run

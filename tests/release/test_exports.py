@@ -15,35 +15,20 @@ from act_assets.release.exports import messages_rows, preference_rows, write_jso
 from act_assets.tasks.base import Task
 from resources.errors import ActError
 
+CONTEXT = [("text", "Sales rose."), ("text", "Costs fell."), ("table", " : 2019 | 2018"), ("table", "Sales : 5 | 4")]
 CONVERSATION = Conversation(
     "pacific",
     "t-1",
-    (
-        ContextBlock("text", "Sales rose."),
-        ContextBlock("text", "Costs fell."),
-        ContextBlock("table", " : 2019 | 2018", True),
-        ContextBlock("table", "Sales : 5 | 4"),
-    ),
+    tuple(ContextBlock(kind, text, text.startswith(" :")) for kind, text in CONTEXT),
     (
         Turn("q-1", "What were the sales?", "2019?", Reference("Which year?"), "CLARIFY"),
         Turn("q-2", "2019", "2019?", Reference("5 (in millions)"), "ANSWER"),
     ),
 )
+SAID = [("system", "[context]\nSales rose."), ("user", "Sales?"), ("assistant", "Which year?"), ("user", "2019")]
+PROMPT = tuple(Message(role, text) for role, text in SAID)
 PAIR = PreferencePair(
-    task="pacific",
-    conversation_id="t-1",
-    turn_id="q-2",
-    action="ANSWER",
-    rejected_action="CLARIFY",
-    prompt=(
-        Message("system", "[context]\nSales rose."),
-        Message("user", "What were the sales?"),
-        Message("assistant", "Which year?"),
-        Message("user", "2019"),
-    ),
-    chosen="5 (in millions)",
-    rejected="Which scale?",
-    goal="5 (in millions)",
+    "pacific", "t-1", "q-2", "ANSWER", "CLARIFY", PROMPT, "5 (in millions)", "Which scale?", "5 (goal)"
 )
 
 
@@ -77,23 +62,19 @@ def test_whatever_leaves_a_request_open_requires_clarification(pacific: Task) ->
     assert [m["requires_clarification"] for m in row["messages"] if m["role"] == "model"] == [True, False]
 
 
-def test_a_pair_is_nine_strings_and_the_trajectory_of_a_clarification_is_its_goal() -> None:
-    row, clarify = preference_rows(
-        [PAIR, replace(PAIR, action="CLARIFY", rejected_action="ANSWER", chosen="Which year?")]
-    )
+def test_a_pair_is_nine_strings_whose_trajectory_is_the_goal() -> None:
+    (row,) = preference_rows([PAIR])
     assert row == {
-        "input_text": "[context]\nSales rose.\nUser: What were the sales?\nAssistant: Which year?\nUser: 2019",
+        "input_text": "[context]\nSales rose.\nUser: Sales?\nAssistant: Which year?\nUser: 2019",
         "output_text": "5 (in millions)",
         "chosen": "5 (in millions)",
-        "rejected": "Which scale?",
+        "rejected": "Which?",
         "gold_target": "5 (in millions)",
-        "gold_trajectory": "5 (in millions)",
+        "gold_trajectory": "5 (goal)",
         "dialogue_policy": "ANSWER",
         "chosen_policy": "ANSWER",
         "rejected_policy": "CLARIFY",
     }
-    assert (clarify["gold_target"], clarify["gold_trajectory"]) == ("Which year?", "5 (in millions)")
-    assert (clarify["chosen_policy"], clarify["rejected_policy"]) == ("CLARIFY", "ANSWER")
 
 
 def test_a_line_is_one_json_object_in_plain_unicode_and_replaces_an_earlier_export(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import call, create_autospec
+from unittest.mock import Mock, call, create_autospec
 
 import pytest
 from huggingface_hub import HfApi
@@ -69,7 +69,8 @@ def test_an_export_is_the_artifacts_own_files_with_a_card_and_how_to_decode(
         (tmp_path / "new" / "out").mkdir(parents=True)
     exported = export_model(checkpoint_run, "act", tmp_path / "new" / "out")
     kept = {p.name for p in artifact.file("model").iterdir()} - {"generation_config.json"}
-    assert {"config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"} <= kept
+    looked_for = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    assert looked_for <= kept, "by vLLM"
     for name in kept:
         assert (exported.folder / name).read_bytes() == (artifact.file("model") / name).read_bytes()
     assert {p.name for p in exported.folder.iterdir()} == kept | {"generation_config.json", "README.md"}
@@ -77,15 +78,6 @@ def test_an_export_is_the_artifacts_own_files_with_a_card_and_how_to_decode(
     assert (exported.evaluated, exported.files) == (True, len(kept) + 2)
     assert exported.bytes == sum(p.stat().st_size for p in exported.folder.iterdir())
     assert {p: p.stat().st_mtime_ns for p in artifact.path.rglob("*")} == before
-
-
-def test_what_vllm_looks_for_is_there(checkpoint_run: Any, tmp_path: Path) -> None:
-    folder = export_model(checkpoint_run, "sft", tmp_path / "out").folder
-    config = json.loads((folder / "config.json").read_text())
-    assert config["architectures"] == ["LlamaForCausalLM"]
-    assert config["vocab_size"] and config["max_position_embeddings"]
-    assert (folder / "model.safetensors").is_file()
-    assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == config["eos_token_id"]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
@@ -103,13 +95,11 @@ def test_decoding_is_the_evaluations_and_stops_where_a_turn_ends(
     (tmp_path / "generation_config.json").write_text(json.dumps(settings))
     read = GenerationConfig.from_pretrained(tmp_path)
     read.validate(strict=True)
-    chat, policy = ChatFormat(tokenizer), tiny_profile.policy
-    assert (read.eos_token_id, read.pad_token_id, read.max_new_tokens) == (
-        chat.end_id,
-        chat.pad_id,
-        policy.max_new_tokens,
-    )
     assert read.eos_token_id == tokenizer.convert_tokens_to_ids("<|end|>") != tokenizer.eos_token_id
+    assert (read.pad_token_id, read.max_new_tokens) == (
+        ChatFormat(tokenizer).pad_id,
+        tiny_profile.policy.max_new_tokens,
+    )
     assert read.do_sample == (temperature > 0)
     assert settings.get("temperature") == (temperature or None)
     assert settings.get("top_k") == (0 if temperature else None), "pi_theta itself, not its 50 likeliest tokens"
@@ -159,19 +149,12 @@ def test_what_is_there_is_never_overwritten(checkpoint_run: Any, tmp_path: Path,
 def test_a_full_disk_leaves_nothing_half_written(
     checkpoint_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copied: list[str] = []
-
-    def full(source: Path, target: Path) -> None:
-        copied.append(target.name)
-        if len(copied) == 3:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        target.write_bytes(b"")
-
-    monkeypatch.setattr(shutil, "copyfile", full)
+    copies = Mock(side_effect=[None, None, OSError(errno.ENOSPC, "No space left on device")])
+    monkeypatch.setattr(shutil, "copyfile", copies)
     with pytest.raises(ActError, match="No space left") as caught:
         export_model(checkpoint_run, "act", tmp_path / "out")
     assert caught.value.where == str(tmp_path / "out")
-    assert len(copied) == 3
+    assert copies.call_count == 3
     assert not list(tmp_path.iterdir())
 
 
@@ -198,14 +181,11 @@ def test_what_cannot_be_exported_leaves_nothing(
     if "token" in given:
         monkeypatch.setenv("HF_TOKEN", given["token"])
     act = checkpoint_run.profile.act.model_copy(update={"epochs": given.get("epochs", 1)})
-    run = replace(
-        checkpoint_run,
-        train_size=given.get("train_size", 50),
-        profile=checkpoint_run.profile.model_copy(update={"act": act}),
-    )
-    options = {name: given[name] for name in ("adapter", "push") if name in given}
+    profile = checkpoint_run.profile.model_copy(update={"act": act})
+    run = replace(checkpoint_run, train_size=given.get("train_size", 50), profile=profile)
+    method, folder = given.get("method", "act"), tmp_path / given.get("folder", "out")
     with pytest.raises(ActError) as caught:
-        export_model(run, given.get("method", "act"), tmp_path / given.get("folder", "out"), **options)
+        export_model(run, method, folder, adapter="adapter" in given, push=given.get("push"))
     assert said in caught.value.what
     assert caught.value.todo
     assert [p.name for p in tmp_path.iterdir()] == ["file"]

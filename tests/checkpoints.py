@@ -1,4 +1,4 @@
-"""An ACT_HOME with checkpoints that are up to date, for tests that only read them: nothing in it was trained."""
+"""An ACT_HOME with checkpoints that are up to date, only to be read: nothing was trained."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ REPORT = EvaluationReport(
 
 
 def fill(tokenizer: Any) -> None:
-    """In ACT_HOME: data as the stages make them, policies with random weights, and REPORT for ACT; SFT has none."""
+    """In ACT_HOME: data as the stages make them, random policies, and REPORT for ACT alone."""
     run = stage_run(
         str(TINY), 0, "pacific", 50, launch=lambda job: write_policy(json.loads(job.read_text()), tokenizer)
     )
@@ -59,7 +59,7 @@ def write_evaluation(run: StageRun, folder: Path) -> dict[str, Any]:
 
 
 def write_policy(job: dict[str, Any], tokenizer: Any) -> None:
-    """What a training process leaves: `model/` with its seed from the stage's name, `adapter/` for ACT, and facts."""
+    """What a training leaves: `model/`, seeded by the stage's name, `adapter/` for ACT, facts."""
     import torch
 
     from act_assets.training.base_policy import build_model
@@ -71,7 +71,8 @@ def write_policy(job: dict[str, Any], tokenizer: Any) -> None:
     model = build_model(
         scratch, len(tokenizer), policy["max_length"], ChatFormat(tokenizer), crc32(job["stage"].encode())
     )
-    with torch.no_grad():  # with small weights and tied embeddings, every text would be its prompt's last token again
+    # With small weights and tied embeddings, every text would be its prompt's last token again.
+    with torch.no_grad():
         for parameter in model.model.layers.parameters():
             parameter.mul_(20.0)
     facts: dict[str, Any] = {"steps": 6, "version_torch": "2"}

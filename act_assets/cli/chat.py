@@ -6,8 +6,8 @@
         session.say("The one of 2019")   # or session.simulated(), the simulated user's own reply
     session.say("And in 2020?")          # a further request over the same grounding
 
-A first request is sampled with the seeds of the evaluation: greedy decoding gives the responses that
-were evaluated.
+A first request is sampled with the seeds of the evaluation: greedy decoding gives the responses
+that were evaluated.
 """
 
 from __future__ import annotations
@@ -42,8 +42,9 @@ HELP = "/next  /example ID  /quit"
 
 @dataclass(frozen=True, slots=True)
 class Talk:
-    """What stays the same from one example to the next. `intents` are what U is grounded in, by intent id; without
-    `simulator`, whom people know as `user`, nobody replies for the user."""
+    """What stays the same from one example to the next. `intents` are what U is grounded in, by
+    intent id; without `simulator`, whom people know as `user`, nobody replies for the user.
+    """
 
     task: Task
     policy: ConversationPolicy
@@ -58,9 +59,10 @@ class Talk:
 class ChatSession:
     """The conversation over one example, as far as it has come.
 
-    `turn` is the request that is open now; `further` says that it is not the example's own, so that nobody knows its
-    goal. `ended` says why the user has nothing to reply to, "" where a reply is awaited. `score`, in [0, 1], is the
-    judge's of an ended request whose goal is known: of the outcome, 0 of one that was never settled.
+    `turn` is the request that is open now; `further` says that it is not the example's own, so that
+    nobody knows its goal. `ended` says why the user has nothing to reply to, "" where a reply is
+    awaited. `score`, in [0, 1], is the judge's of an ended request whose goal is known: of the
+    outcome, 0 of one that was never settled.
     """
 
     def __init__(self, turn: TurnState, talk: Talk) -> None:
@@ -68,7 +70,8 @@ class ChatSession:
         self.utterances: tuple[Utterance, ...] = ()
         self.ended, self.further = "", False
         self.score: float | None = None
-        self._ids = itertools.count(2)  # of further requests: prompts are kept by them, so none is used twice
+        # Of further requests: prompts are kept by their ids, so that none is used twice.
+        self._ids = itertools.count(2)
 
     @property
     def goal(self) -> str | None:
@@ -77,13 +80,12 @@ class ChatSession:
 
     @property
     def can_simulate(self) -> bool:
-        """Whether the simulated user can reply: only to questions about the example's own request."""
+        """Whether the simulated user can reply: only to questions about the example's request."""
         known = not self.further and self.turn.intent_id in self.talk.intents
         return self.talk.simulator is not None and known and not self.ended
 
     def simulated(self) -> str:
-        """What the simulated user would reply now. Raises RoleError where it has no answer, ActError where there is
-        none to ask."""
+        """The simulated user's reply. Raises RoleError without an answer, ActError without a user."""
         if self.talk.simulator is None or not self.can_simulate:
             raise ActError("there is no simulated user for this", todo="type the reply yourself")
         intent = self.talk.intents[self.turn.intent_id]
@@ -112,7 +114,7 @@ class ChatSession:
     def _begin(self, request: str) -> None:
         """All that was said becomes history, and `request` is open."""
         history = (*self.turn.history, *(Message(u.speaker, u.text) for u in self.utterances))
-        if history[-1].role == "user":  # the policy had no room to respond: chat templates want turns to alternate
+        if history[-1].role == "user":  # nothing was responded, and speakers have to alternate
             history = history[:-1]
         self.turn = replace(
             self.turn,
@@ -148,7 +150,7 @@ class ChatSession:
 
 
 def find_example(turns: Sequence[TurnState], example: str) -> int:
-    """The index of the turn with that id, or of the only one whose id begins so. Raises ActError."""
+    """The index of the turn with that id, or of the only one that begins so. Raises ActError."""
     exact = [i for i, t in enumerate(turns) if t.turn_id == example]
     found = exact or [i for i, t in enumerate(turns) if example and t.turn_id.startswith(example)]
     if len(found) != 1:
@@ -169,10 +171,10 @@ def chat(
     profile: Annotated[str, typer.Option("--profile", help="laptop, paper, or the path of a YAML file")] = "laptop",
     seed: Annotated[int, typer.Option("--seed", min=0, help="the seed that the checkpoint was trained with")] = 0,
 ) -> None:
-    """Talk to a checkpoint over an example of the data, and see the action that each response takes.
+    """Talk to a checkpoint over an example, and see the action that each response takes.
 
-    Where it asks, reply, or press Enter for the simulated user's reply. Then: another request over the same grounding,
-    /next, /example ID, or /quit.
+    Where it asks, reply, or press Enter for the simulated user's reply. Then: another request over
+    the same grounding, /next, /example ID, or /quit.
     """
     get_task(task)
     check_method(method)
@@ -183,7 +185,7 @@ def chat(
 
     run = stage_run(profile, seed, task, train_size)
     if not show_list:
-        run.store.require(Key(f"{method}_checkpoint", task, train_size))  # its message names the command that makes it
+        run.store.require(Key(f"{method}_checkpoint", task, train_size))  # names what makes it
     run = replace(run, inputs={name: run.store.require(Key(name, task)) for name in ("raw_dataset", "conversations")})
     turns = evaluated_turns(run)
     if show_list:  # in pages on a terminal
@@ -201,7 +203,7 @@ def chat(
 
 
 def load_talk(run: StageRun, method: str, temperature: float) -> Talk:
-    """A checkpoint that is up to date, ready to talk; `run.inputs` holds the raw dataset and the conversations."""
+    """A checkpoint, ready to talk; `run.inputs` holds the raw dataset and the conversations."""
     from act_assets.release.publish import checkpoint_of  # huggingface_hub, and below torch
     from act_assets.training.generation import TransformersEngine
     from act_assets.training.policy import ModelPolicy, PromptEncoder, SamplingSettings, load_model, pick_device
@@ -225,7 +227,7 @@ def load_talk(run: StageRun, method: str, temperature: float) -> Talk:
 
 
 def read_line(prompt: str) -> str:
-    """Reads a line; a line that comes from a pipe is shown, so that the whole can be read afterwards."""
+    """Reads a line; one from a pipe is shown, so that the whole can be read afterwards."""
     if sys.stdin.isatty():
         return input(prompt)
     line = sys.stdin.readline()
@@ -236,7 +238,7 @@ def read_line(prompt: str) -> str:
 
 
 def converse(talk: Talk, turns: Sequence[TurnState], index: int, read: Callable[[str], str]) -> None:
-    """One example after the other, from the one at `index`. Raises EOFError where the input ends, or /quit is typed."""
+    """One example after the other, from the one at `index`. Raises EOFError at the end."""
     session = begin(talk, turns[index])
     while True:
         prompt = f"another request, or {HELP}> " if session.ended else "reply> "

@@ -1,8 +1,8 @@
 """Exports in the formats of the published code, for people who compare or carry on with it.
 
 `messages`: one conversation a line, `{"messages": [{"role": "system" | "user" | "model", "content",
-"requires_clarification"?}]}`. `preferences`: one pair a line with nine strings. The texts are ours: answers state
-their scale, and a prompt never holds its own answer.
+"requires_clarification"?}]}`. `preferences`: one pair a line with nine strings. The texts are ours:
+answers state their scale, and a prompt never holds its own answer.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ROLES = {"user": "user", "assistant": "model"}
 
 
 def messages_rows(task: Task, conversations: Sequence[Conversation]) -> Iterator[dict[str, Any]]:
-    """A conversation's grounding as the system message, then its turns; each model turn says whether it asks."""
+    """Grounding as the system message, then the turns; each model turn says whether it asks."""
     for conversation in conversations:
         messages: list[dict[str, Any]] = [
             {"role": "system", "content": task.reader.system_message(conversation.context)}
@@ -41,7 +41,7 @@ def messages_rows(task: Task, conversations: Sequence[Conversation]) -> Iterator
 
 
 def preference_rows(pairs: Sequence[PreferencePair]) -> Iterator[dict[str, str]]:
-    """`input_text` is the prompt as a transcript, `gold_target` r, `gold_trajectory` g; policies are action names."""
+    """`input_text` is a transcript, `gold_target` r, `gold_trajectory` g; policies are actions."""
     for pair in pairs:
         system, *history = pair.prompt
         transcript = "\n".join(f"{_SPEAKERS[m.role]}: {m.content}" for m in history)

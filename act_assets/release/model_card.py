@@ -1,10 +1,10 @@
-"""The model card of an exported checkpoint: `README.md` with the front matter that the Hugging Face hub reads.
+"""The model card of an exported checkpoint: `README.md` with the front matter that the hub reads.
 
     model_card(run, artifact, "act").save("README.md")
 
 A card states what was measured and what is not known. It names no folder of the machine that it was
-written on. There is no `datasets:` in the front matter: it takes ids of the hub, and the tasks' data
-come from elsewhere.
+written on. There is no `datasets:` in the front matter: it takes ids of the hub, and the tasks'
+data come from elsewhere.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from resources.artifacts import Artifact, Key
 
 CARD = "README.md"
 _HUB_LICENCES = {"Apache-2.0": "apache-2.0", "MIT": "mit", "CC BY-SA 4.0": "cc-by-sa-4.0"}
-_PERMISSIVE = {"apache-2.0", "mit"}  # nothing but attribution: the base model's licence stands for the whole
+_PERMISSIVE = {"apache-2.0", "mit"}  # nothing but attribution: the base model's licence stands
 _PATH = re.compile(r"(?<![\w:/.~])~?/(?:[^\s/|)'\"`]+/)*(?=[^\s/|)'\"`])")
 _FACTS = {
     "turns": "turns",
@@ -53,8 +53,9 @@ _FACTS = {
 
 @dataclass(frozen=True, slots=True)
 class BaseModel:
-    """What training started from. `hub_id` and `commit` where it is a model of the hub; `licence` as its card names it,
-    None where that is not known."""
+    """What training started from. `hub_id` and `commit` where it is a model of the hub; `licence`
+    as its card names it, None where that is not known.
+    """
 
     name: str
     hub_id: str | None = None
@@ -64,7 +65,7 @@ class BaseModel:
 
 @dataclass(frozen=True, slots=True)
 class TrainingData:
-    """The task's data. `official`: whether they are the published files, by git's ids of their content."""
+    """The task's data. `official`: they are the published files, by git's ids of their content."""
 
     name: str
     origin: str
@@ -82,9 +83,10 @@ def model_card(
     push: str | None = None,
     hub: HfApi | None = None,
 ) -> ModelCard:
-    """Everything that is known of a checkpoint that is up to date: identity, data, settings, facts, figures, licences.
+    """All that is known of a checkpoint: identity, data, settings, facts, figures, licences.
 
-    `push` is the hub's name for the model, where it gets one; `hub` is asked for what is not on this machine.
+    `push` is the hub's name for the model, where it gets one; `hub` is asked for what is not on
+    this machine.
     """
     known: dict[Key, Artifact | None] = {}
     raw, start, sft = (up_to_date(STAGES, n, run, known) for n in ("raw_dataset", "base_policy", "sft_checkpoint"))
@@ -141,7 +143,7 @@ def model_card(
 
 
 def run_command(run: StageRun, method: str) -> str:
-    """What makes a checkpoint of these settings; of a profile of one's own only that it is a file is known."""
+    """What makes a checkpoint of these settings; a profile that is not shipped is a file."""
     profile = run.profile.name if run.profile.name in profile_names() else f"{run.profile.name}.yaml"
     return (
         f"act run --task {run.task.name} --train-size {run.train_size} --method {method} --profile {profile} "
@@ -155,7 +157,7 @@ def without_paths(text: str) -> str:
 
 
 def hub_licence(base: str | None, data: str | None) -> tuple[str, str | None]:
-    """The hub's `license` and, of `other`, the `license_name`, for weights made from a base model and data.
+    """The hub's `license`, and the `license_name` of `other`, of weights from a base and data.
 
     It is the base model's where the data ask for no more than attribution.
     """
@@ -190,7 +192,7 @@ def _figure(metric: Metric) -> str:
 
 
 def _base(profile: Profile, artifact: Artifact, hub: HfApi | None) -> BaseModel:
-    """The hub itself is asked for a licence only where something is pushed: an export alone needs no network."""
+    """The hub is asked for a licence only where something is pushed: an export needs no network."""
     if profile.policy.scratch is not None:
         parameters = artifact.facts.get("parameters")
         size = f", {parameters:,} parameters" if parameters else ""
@@ -214,7 +216,7 @@ def _licence(front_matter: Callable[[], Any]) -> str | None:
     try:
         meta = front_matter()
         licence, name = meta.get("license"), meta.get("license_name")
-    except Exception:  # a file of others, or no network: whatever is wrong, no licence is named there
+    except Exception:  # a file of others, or no network: no licence is named there
         return None
     if not isinstance(licence, str) or not licence:
         return None
@@ -222,7 +224,7 @@ def _licence(front_matter: Callable[[], Any]) -> str | None:
 
 
 def _data(run: StageRun, raw: Artifact) -> TrainingData:
-    """Where the data come from: by git's ids where the catalog has them, never by the folder they lay in."""
+    """Where the data come from, by git's ids and the catalog; never the folder they lay in."""
     name = run.task.title.split(":")[0]
     entry = load_catalog().get(run.task.name) if is_own(run.task.name) else None
     if entry is None:

@@ -1,9 +1,9 @@
-"""A checkpoint as a folder that people can use: weights, tokenizer, generation settings and a model card.
+"""A checkpoint as a folder for people: weights, tokenizer, generation settings and a model card.
 
-    export_model(run, "act", Path("exported"))        # transformers and `vllm serve` load the folder
+    export_model(run, "act", Path("exported"))   # transformers and `vllm serve` load it
 
-The files of the artifact are copied as they are; what is added says how to decode and what it is. `--push` sends the
-finished folder to the Hugging Face hub.
+The files of the artifact are copied as they are; what is added says how to decode and what it is.
+`--push` sends the finished folder to the Hugging Face hub.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ def checkpoint_of(run: StageRun, method: str) -> Artifact:
 def export_model(
     run: StageRun, method: str, folder: Path, *, adapter: bool = False, push: str | None = None
 ) -> Exported:
-    """Writes `folder`, whole or not at all, and pushes it to the private repository `push` where one is named.
+    """Writes `folder`, whole or not at all, and pushes it to the private repository `push`, if any.
 
-    Raises ActError where the checkpoint is not there or not up to date, where `folder` is not empty or cannot be
-    written, and where the hub cannot be used.
+    Raises ActError where the checkpoint is not there or not up to date, where `folder` is not empty
+    or cannot be written, and where the hub cannot be used.
     """
     hub = None if push is None else _hub(push)
     artifact = checkpoint_of(run, method)
@@ -104,11 +104,11 @@ def export_model(
 
 
 def generation_config(folder: Path, profile: Profile) -> dict[str, Any]:
-    """Decoding as in the evaluation, for the tokenizer in `folder`. What the base model ships (a repetition penalty,
-    say) is left out: it was not evaluated.
+    """Decoding as in the evaluation, for the tokenizer in `folder`. What the base model ships (a
+    repetition penalty, say) is left out: it was not evaluated.
 
-    Greedy decoding names no temperature: transformers calls one beside `do_sample: false` a mistake, and refuses to
-    save it again.
+    Greedy decoding names no temperature: transformers calls one beside `do_sample: false` a
+    mistake, and refuses to save it again.
     """
     from transformers import AutoTokenizer
 
@@ -127,7 +127,7 @@ def generation_config(folder: Path, profile: Profile) -> dict[str, Any]:
 
 
 def _hub(repository: str) -> HfApi:
-    """The hub with the environment's token. Raises ActError for what no repository is called, and without a token."""
+    """The hub with the environment's token. Raises ActError for a wrong name or without it."""
     try:
         validate_repo_id(repository)
         _, _ = repository.split("/")
@@ -150,7 +150,7 @@ def _push(hub: HfApi, repository: str, folder: Path, message: str) -> None:
     try:
         hub.create_repo(repository, private=True, exist_ok=True, repo_type="model")
         hub.upload_folder(repo_id=repository, folder_path=folder, repo_type="model", commit_message=message)
-    except Exception as error:  # the client raises errors of its own, of its HTTP library and of its uploader
+    except Exception as error:  # the client's own, its HTTP library's and its uploader's
         raise ActError(
             f"the model was not pushed: {redact(str(error) or type(error).__name__, *keys_of(TOKEN))}",
             where=f"repository {repository}; the folder {folder} is whole",
@@ -160,7 +160,7 @@ def _push(hub: HfApi, repository: str, folder: Path, message: str) -> None:
 
 
 def _copy(source: Path, folder: Path) -> None:
-    """The files of a model as they are, without a library's own card, a folder of this machine, or a pickle."""
+    """A model's files without a library's own card, a folder of this machine, or a pickle."""
     for path in sorted(source.iterdir()):
         if path.is_file() and path.name != CARD and path.suffix not in _PICKLES:
             shutil.copyfile(path, folder / path.name)

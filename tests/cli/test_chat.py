@@ -1,4 +1,4 @@
-"""`act chat`: the same steps as an evaluated trajectory, with a person as the user; nothing is trained."""
+"""`act chat`: the steps of an evaluated trajectory with a person as the user; nothing is trained."""
 
 from __future__ import annotations
 

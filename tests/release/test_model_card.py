@@ -1,4 +1,4 @@
-"""The model card: what the hub reads, what people read, and nothing of the machine it was written on."""
+"""The model card: what the hub and people read, and nothing of the machine it was written on."""
 
 from __future__ import annotations
 

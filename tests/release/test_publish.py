@@ -87,7 +87,7 @@ def test_decoding_is_the_evaluations_and_stops_where_a_turn_ends(
     from transformers import GenerationConfig
 
     tokenizer = copy.deepcopy(tiny_tokenizer)
-    tokenizer.eos_token = "<|system|>"  # what the base model's tokenizer calls its end need not be the chat's
+    tokenizer.eos_token = "<|system|>"  # the base model's end need not be the chat's
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|end|>"]})
     tokenizer.save_pretrained(tmp_path)
     evaluation = tiny_profile.evaluation.model_copy(update={"temperature": temperature})
@@ -193,7 +193,7 @@ def test_what_cannot_be_exported_leaves_nothing(
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What stands for the hub's client: it takes the calls that the real one takes, and keeps them."""
+    """Stands for the hub's client: takes the calls that the real one takes, and keeps them."""
     client = create_autospec(HfApi)
     monkeypatch.setattr(publish, "HfApi", client)
     monkeypatch.setenv("HF_TOKEN", "hf_secret_token_1")

@@ -32,13 +32,13 @@ def export_checkpoint(run: StageRun, method: str, folder: Path, *, adapter: bool
     check_method(method)
     from act_assets.release.publish import export_model  # huggingface_hub
 
-    exported = export_model(run, method, folder.expanduser(), adapter=adapter, push=push)
-    typer.echo(f"{exported.files} files, {size_text(exported.bytes)} in {exported.folder}")
-    if not exported.evaluated:
-        typer.echo(
-            "the model card has no figures: the evaluation of this checkpoint is missing or not up to date (act run)"
-        )
-    if exported.url:
-        typer.echo(f"pushed to {exported.url} (a new repository is private)")
+    folder = folder.expanduser()
+    card = export_model(run, method, folder, adapter=adapter, push=push)
+    sizes = [path.stat().st_size for path in folder.iterdir()]
+    typer.echo(f"{len(sizes)} files, {size_text(sum(sizes))} in {folder}")
+    if not card.data.get("eval_results"):
+        typer.echo("the model card has no figures: the evaluation is missing or not up to date (act run)")
+    if push:
+        typer.echo(f"pushed to https://huggingface.co/{push} (a new repository is private)")
     elif not adapter:
-        typer.echo(f"vllm serve {exported.folder}, or AutoModelForCausalLM.from_pretrained: README.md there says how")
+        typer.echo(f"vllm serve {folder}, or AutoModelForCausalLM.from_pretrained: README.md there says how")

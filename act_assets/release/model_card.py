@@ -94,6 +94,7 @@ def model_card(
     assert raw is not None and start is not None and sft is not None, "a checkpoint is made from them"
     base, data = _base(run.profile, start, hub), _data(run, raw)
     report = None if found is None else read_report(found.file("report.json"))
+    results = _eval_results(report, data.name) if report else []
     licence, licence_name = hub_licence(base.licence, data.licence)
     title = f"{method.upper()}{' adapter' if adapter else ''} for {data.name}"
     meta = ModelCardData(
@@ -106,7 +107,7 @@ def model_card(
         language=["en"] if is_own(run.task.name) else None,
         tags=["clarifying-questions", "conversational", method, run.task.name],
         model_name=title,
-        eval_results=_eval_results(report, data.name) if report else None,
+        eval_results=results or None,
     )
     templates = Environment(  # noqa: S701  (markdown, not HTML)
         loader=FileSystemLoader(Path(__file__).parent),
@@ -168,9 +169,9 @@ def hub_licence(base: str | None, data: str | None) -> tuple[str, str | None]:
     return "other", "-and-".join(re.sub(r"[^a-z0-9.]+", "-", part.lower()) for part in parts)
 
 
-def _eval_results(report: EvaluationReport, data: str) -> list[EvalResult] | None:
-    """The figures as the hub's `model-index`; None where there are none."""
-    results = [
+def _eval_results(report: EvaluationReport, data: str) -> list[EvalResult]:
+    """The figures as the hub's `model-index` has them."""
+    return [
         EvalResult(
             task_type="text-generation",
             dataset_type=report.task,
@@ -183,7 +184,6 @@ def _eval_results(report: EvaluationReport, data: str) -> list[EvalResult] | Non
         for metric in report.metrics
         if metric.value is not None
     ]
-    return results or None
 
 
 def _figure(metric: Metric) -> str:

@@ -12,11 +12,10 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from act_assets.pipeline.graph import STAGES
@@ -32,17 +31,6 @@ TOKEN = "HF_TOKEN"  # noqa: S105  (the variable's name)
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".ckpt"}
 # Where libraries write a folder of this machine.
 _ORIGINS = ("_name_or_path", "name_or_path", "base_model_name_or_path")
-
-
-@dataclass(frozen=True, slots=True)
-class Exported:
-    """What an export came to. `evaluated`: its card has figures; `url` where it was pushed."""
-
-    folder: Path
-    files: int
-    bytes: int
-    evaluated: bool
-    url: str | None = None
 
 
 def checkpoint_of(run: StageRun, method: str) -> Artifact:
@@ -61,8 +49,10 @@ def checkpoint_of(run: StageRun, method: str) -> Artifact:
 
 def export_model(
     run: StageRun, method: str, folder: Path, *, adapter: bool = False, push: str | None = None
-) -> Exported:
+) -> ModelCard:
     """Writes `folder`, whole or not at all, and pushes it to the private repository `push`, if any.
+
+    Returns the card, whose `eval_results` are the figures of the evaluation that is up to date.
 
     Raises ActError where the checkpoint is not there or not up to date, where `folder` is not empty
     or cannot be written, and where the hub cannot be used.
@@ -90,7 +80,6 @@ def export_model(
             if not adapter:
                 _write_json(beside / "generation_config.json", generation_config(beside, run.profile))
             card.save(beside / CARD)
-        sizes = [path.stat().st_size for path in folder.iterdir()]
     except OSError as error:
         raise ActError(
             f"the model cannot be exported: {error.strerror or error}",
@@ -99,8 +88,7 @@ def export_model(
         ) from error
     if hub and push:
         _push(hub, push, folder, f"{card.data.get('model_name')}, seed {run.seed}")
-    url = f"https://huggingface.co/{push}" if push else None
-    return Exported(folder, len(sizes), sum(sizes), bool(card.data.get("eval_results")), url)
+    return card
 
 
 def generation_config(folder: Path, profile: Profile) -> dict[str, Any]:

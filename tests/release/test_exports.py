@@ -27,9 +27,7 @@ CONVERSATION = Conversation(
 )
 SAID = [("system", "[context]\nSales rose."), ("user", "Sales?"), ("assistant", "Which year?"), ("user", "2019")]
 PROMPT = tuple(Message(role, text) for role, text in SAID)
-PAIR = PreferencePair(
-    "pacific", "t-1", "q-2", "ANSWER", "CLARIFY", PROMPT, "5 (in millions)", "Which scale?", "5 (goal)"
-)
+PAIR = PreferencePair("pacific", "t-1", "q-2", "ANSWER", "CLARIFY", PROMPT, "5 (in millions)", "Which?", "5 (goal)")
 
 
 def test_a_conversation_is_one_list_of_messages_with_three_roles(pacific: Task) -> None:

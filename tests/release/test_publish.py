@@ -34,9 +34,9 @@ def test_plain_transformers_writes_what_our_policy_writes(
     from act_assets.training.policy import ModelPolicy, PromptEncoder, SamplingSettings, load_model
     from act_assets.trajectory import Dialogue
 
-    folder = export_model(checkpoint_run, "act", tmp_path / "out").folder
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder)
+    export_model(checkpoint_run, "act", tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     ours, chat = load_model(checkpoint_of(checkpoint_run, "act").file("model"))
     limits = checkpoint_run.profile.policy
     prompts = PromptEncoder(pacific, chat, limits.max_prompt_tokens)
@@ -65,18 +65,18 @@ def test_an_export_is_the_artifacts_own_files_with_a_card_and_how_to_decode(
 ) -> None:
     artifact = checkpoint_run.store.require(Key("act_checkpoint", "pacific", 50))
     before = {p: p.stat().st_mtime_ns for p in artifact.path.rglob("*")}
+    out = tmp_path / "new" / "out"
     if there:
-        (tmp_path / "new" / "out").mkdir(parents=True)
-    exported = export_model(checkpoint_run, "act", tmp_path / "new" / "out")
+        out.mkdir(parents=True)
+    card = export_model(checkpoint_run, "act", out)
     kept = {p.name for p in artifact.file("model").iterdir()} - {"generation_config.json"}
     looked_for = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
     assert looked_for <= kept, "by vLLM"
     for name in kept:
-        assert (exported.folder / name).read_bytes() == (artifact.file("model") / name).read_bytes()
-    assert {p.name for p in exported.folder.iterdir()} == kept | {"generation_config.json", "README.md"}
-    assert [p.name for p in exported.folder.parent.iterdir()] == ["out"], "nothing is left beside it"
-    assert (exported.evaluated, exported.files) == (True, len(kept) + 2)
-    assert exported.bytes == sum(p.stat().st_size for p in exported.folder.iterdir())
+        assert (out / name).read_bytes() == (artifact.file("model") / name).read_bytes()
+    assert {p.name for p in out.iterdir()} == kept | {"generation_config.json", "README.md"}
+    assert (out / "README.md").read_text() == str(card)
+    assert [p.name for p in out.parent.iterdir()] == ["out"], "nothing is left beside it"
     assert {p: p.stat().st_mtime_ns for p in artifact.path.rglob("*")} == before
 
 
@@ -109,15 +109,17 @@ def test_an_adapter_comes_alone_and_fits_the_exported_sft_checkpoint(checkpoint_
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    folder = export_model(checkpoint_run, "act", tmp_path / "adapter", adapter=True).folder
+    folder, sft = tmp_path / "adapter", tmp_path / "sft"
+    card = export_model(checkpoint_run, "act", folder, adapter=True)
     names = {p.name for p in folder.iterdir()}
     assert {"adapter_model.safetensors", "adapter_config.json", "README.md"} <= names
     assert "model.safetensors" not in names
     for path in folder.iterdir():
         assert b"/home/someone" not in path.read_bytes(), path.name
-    assert "library_name: peft" in (folder / "README.md").read_text(), "our card, not the library's"
-    base = AutoModelForCausalLM.from_pretrained(export_model(checkpoint_run, "sft", tmp_path / "sft").folder)
-    assert any("lora" in name for name, _ in PeftModel.from_pretrained(base, folder).named_parameters())
+    assert (folder / "README.md").read_text() == str(card), "our card, not the library's"
+    export_model(checkpoint_run, "sft", sft)
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(sft), folder)
+    assert any("lora" in name for name, _ in loaded.named_parameters())
 
 
 def test_weights_in_several_files_stay_together_without_a_pickle(checkpoint_run: Any, tmp_path: Path) -> None:
@@ -205,8 +207,7 @@ def test_a_push_makes_a_private_repository_and_sends_the_whole_folder(
 ) -> None:
     out = tmp_path / "out"
     hub().upload_folder.side_effect = lambda **options: (options["folder_path"] / "README.md").read_text()
-    exported = export_model(checkpoint_run, "act", out, push="user/name")
-    assert exported.url == "https://huggingface.co/user/name"
+    export_model(checkpoint_run, "act", out, push="user/name")
     hub.assert_called_with(token="hf_secret_token_1")
     assert hub().method_calls == [
         call.create_repo("user/name", private=True, exist_ok=True, repo_type="model"),

@@ -214,13 +214,11 @@ def test_a_mistake_says_what_and_what_to_do(checkpoint_run: Any, arguments: list
 
 
 @pytest.fixture
-def talked(
-    pacific: Task, few_turns: list[TurnState], capsys: pytest.CaptureFixture[str]
-) -> Callable[[Sequence[str], Sequence[str], Any], str]:
+def talked(pacific: Task, few_turns: list[TurnState], capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """What stands in the terminal: a policy that says `texts`, and a user who types `lines`."""
     turns = [t for t in few_turns if t.action == "CLARIFY"][:2]
 
-    def run(texts: Sequence[str], lines: Sequence[str], simulator: Any = None) -> str:
+    def run(texts: Sequence[Any], lines: Sequence[str], simulator: Any = None) -> str:
         typed = iter(lines)
 
         def read(prompt: str) -> str:
@@ -239,41 +237,32 @@ def talked(
     return run
 
 
-def test_it_asks_the_person_replies_and_the_goal_is_shown(talked: Any, turn: TurnState) -> None:
-    goal = turn.goal.text
-    assert talked([ASKS, goal], ["2019"]) == (
-        f"[CLARIFY] {ASKS}\nreply> 2019\n[ANSWER] {goal}\ngoal: {goal}\nDROP F1: 1.000\n"
-    )
+ANOTHER = "another request, or /next  /example ID  /quit> "
+SHOWS = {  # what the policy says, what is typed, who else replies; what is shown
+    "asks": ([ASKS, "{goal}"], ["2019"], None, "reply> 2019\n[ANSWER] {goal}\ngoal: {goal}\nDROP F1: 1.000\n"),
+    "Enter": ([ASKS, "5"], [""], GoldUser(), "somebody replies)> \nsimulated user: {reply}\n[ANSWER] 5\n"),
+    "no simulator": ([ASKS], [""], None, "reply> \ntype a reply, or one of /next  /example ID  /quit\n"),
+    "simulator fails": (
+        [ASKS, "5"],
+        ["", "2019"],
+        FAILING,
+        "error: no answer\nreply (Enter: somebody replies)> 2019\n",
+    ),
+    "asks too often": ([ASKS, ASKS], ["2019"], None, "it has asked 2 times: the request counts as not settled\ngoal: "),
+    "no room": ([None], [], None, "no room is left for a response (policy.max_length)\ngoal: "),
+    "cut": (["and so on..."], [], None, "[ANSWER] and so on... ... (it hit its token limit)\ngoal: "),
+    "fails": ([PromptError("too long")], [], None, f"error: too long\n{ANOTHER}"),
+    "no goal": (["5", "6"], ["2020?"], None, f"DROP F1: 0.000\n{ANOTHER}2020?\n[ANSWER] 6\n"),
+}
 
 
-@pytest.mark.parametrize(
-    ("simulator", "typed", "said"),
-    [
-        (GoldUser(), [""], "reply (Enter: somebody replies)> \nsimulated user: {reply}\n[ANSWER] 5\n"),
-        (None, [""], "reply> \ntype a reply, or one of /next  /example ID  /quit\n"),
-        (FAILING, ["", "2019"], "\nerror: no answer\nreply (Enter: somebody replies)> 2019\n[ANSWER] 5\n"),
-    ],
-    ids=["a simulated user", "nobody", "one that fails"],
-)
-def test_enter_lets_the_simulated_user_reply(
-    talked: Any, turn: TurnState, simulator: Any, typed: list[str], said: str
+@pytest.mark.parametrize(("texts", "typed", "simulator", "shown"), SHOWS.values(), ids=SHOWS)
+def test_what_is_shown(
+    talked: Any, turn: TurnState, texts: list[Any], typed: list[str], simulator: Any, shown: str
 ) -> None:
-    assert said.format(reply=turn.gold_replies[0]) in talked([ASKS, "5"], typed, simulator)
-
-
-@pytest.mark.parametrize(
-    ("texts", "said"),
-    [
-        ([ASKS, ASKS], "it has asked 2 times: the request counts as not settled\ngoal: "),
-        ([None], "no room is left for a response (policy.max_length)\ngoal: "),
-        (["and so on..."], "[ANSWER] and so on... ... (it hit its token limit)\ngoal: "),
-        ([PromptError("too long")], "error: too long\nanother request, or "),
-        (["5"], "DROP F1: 0.000\nanother request, or /next  /example ID  /quit> 2019\n[ANSWER] 5\n"),
-    ],
-    ids=["asked too often", "no room", "cut", "failed", "another request has no goal"],
-)
-def test_how_a_request_ends_is_said(talked: Any, texts: list[Any], said: str) -> None:
-    assert said in talked([*texts, "5"], ["2019"])
+    known = {"goal": turn.goal.text, "reply": turn.gold_replies[0]}
+    said = talked([t.format(**known) if isinstance(t, str) else t for t in texts], [*typed, "/quit"], simulator)
+    assert shown.format(**known) in said
 
 
 def test_commands_go_from_example_to_example(talked: Any, few_turns: list[TurnState]) -> None:

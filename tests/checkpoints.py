@@ -1,9 +1,8 @@
-"""An ACT_HOME with checkpoints that are up to date, for tests that only read them: nothing in it was trained."""
+"""An ACT_HOME with checkpoints that are up to date, only to be read: nothing was trained."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,9 @@ from zlib import crc32
 
 from act_assets.evaluation.evaluate import EvaluationReport, Metric, write_report
 from act_assets.pipeline.graph import STAGES
-from act_assets.pipeline.stage import Stage, run_stage
+from act_assets.pipeline.stage import run_stage
 from act_assets.profile import ScratchModel
 from act_assets.run import Run, make_run
-from resources.artifacts import ArtifactStore
 
 TINY = Path(__file__).resolve().parent / "tiny.yaml"
 DATA = ("raw_dataset", "ambiguous_requests", "conversations", "action_labels", "evaluation_intents", "train_subset")
@@ -26,7 +24,7 @@ REPORT = EvaluationReport(
     seed=0,
     profile="tiny",
     policy="/home/someone/weights",
-    simulator="embedded (embedded-rules-1)",
+    simulator="openai (/srv/models/user)",
     classifier="rule",
     judge="DROP F1",
     side="validation",
@@ -44,42 +42,22 @@ REPORT = EvaluationReport(
 )
 
 
-_filled: list[Path] = []
-
-
-def filled(folder: Callable[[], Path], tokenizer: Any) -> Path:
-    """The one ACT_HOME of this process; `folder` makes it where there is none yet. It is only to be read."""
-    if not _filled:
-        home = folder()
-        fill(home, tokenizer)
-        _filled.append(home)
-    return _filled[0]
-
-
-def settings(home: Path, train_size: int = 50, profile: Path = TINY) -> Run:
-    """A run of the tiny profile whose artifacts are in that ACT_HOME; ACT_HOME itself holds the rest."""
-    run = make_run(str(profile), 0, "pacific", train_size, launch=untouched)
-    return replace(run, store=ArtifactStore(home / "artifacts", run.store.run))
-
-
-def untouched(job: Path) -> None:
-    raise AssertionError(f"nothing is to be trained: {job}")
-
-
-def fill(home: Path, tokenizer: Any) -> None:
-    """Data as the stages make them; policies with random weights; ACT's report is REPORT, SFT has none."""
-
-    def launch(job: Path) -> None:
-        write_policy(json.loads(job.read_text(encoding="utf-8")), tokenizer)
-
-    run = replace(settings(home), launch=launch)
+def fill(tokenizer: Any) -> None:
+    """In ACT_HOME: data as the stages make them, random policies, and REPORT for ACT alone."""
+    run = make_run(str(TINY), 0, "pacific", 50, launch=lambda job: write_policy(json.loads(job.read_text()), tokenizer))
     for name in (*DATA, *REST):
         run_stage(STAGES, name, run)
-    run_stage({**STAGES, "evaluation_act": reporting(STAGES["evaluation_act"])}, "evaluation_act", run)
+    reported = replace(STAGES["evaluation_act"], build=write_evaluation)  # of the same identity
+    run_stage({**STAGES, "evaluation_act": reported}, "evaluation_act", run)
+
+
+def write_evaluation(run: Run, folder: Path) -> dict[str, Any]:
+    write_report(folder / "report.json", REPORT)
+    return {}
 
 
 def write_policy(job: dict[str, Any], tokenizer: Any) -> None:
-    """What a training process leaves: `model/` with its seed from the stage's name, `adapter/` for ACT, and facts."""
+    """What a training leaves: `model/`, seeded by the stage's name, `adapter/` for ACT, facts."""
     import torch
 
     from act_assets.training.base_policy import build_model
@@ -91,20 +69,15 @@ def write_policy(job: dict[str, Any], tokenizer: Any) -> None:
     model = build_model(
         scratch, len(tokenizer), policy["max_length"], ChatFormat(tokenizer), crc32(job["stage"].encode())
     )
-    with torch.no_grad():  # with small weights and tied embeddings, every text would be its prompt's last token again
+    # With small weights and tied embeddings, every text would be its prompt's last token again.
+    with torch.no_grad():
         for parameter in model.model.layers.parameters():
             parameter.mul_(20.0)
     facts: dict[str, Any] = {"steps": 6, "version_torch": "2"}
     if job["stage"] == "base_policy":
         facts["parameters"] = sum(p.numel() for p in model.parameters())
     if job["stage"] == "act_checkpoint":
-        facts |= {
-            "pairs": 355,
-            "kept_epoch": 1.0,
-            "reward_margin": -0.0846,
-            "winners_replaced": 3,
-            "losers_replaced": 352,
-        }
+        facts |= {"pairs": 355, "kept_epoch": 1.0, "reward_margin": -0.0846, "losers_replaced": 352}
         write_adapter(folder, model, tokenizer)
     save_model(model, tokenizer, folder / "model")
     (folder / "logs" / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
@@ -122,13 +95,3 @@ def write_adapter(folder: Path, model: Any, tokenizer: Any) -> None:
     config = json.loads(path.read_text(encoding="utf-8")) | {"base_model_name_or_path": "/home/someone/sft/model"}
     path.write_text(json.dumps(config), encoding="utf-8")
     tokenizer.save_pretrained(folder / "adapter")
-
-
-def reporting(stage: Stage) -> Stage:
-    """An evaluation that takes no time, of the same identity."""
-
-    def build(run: Run, folder: Path) -> dict[str, Any]:
-        write_report(folder / "report.json", REPORT)
-        return {}
-
-    return replace(stage, build=build)

@@ -47,8 +47,25 @@ def beside(path: Path) -> Any:
 
 
 @pytest.fixture(scope="session")
-def checkpoints() -> Any:
-    return beside(REPO / "tests" / "checkpoints.py")
+def checkpoints(tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ACT_HOME with made-up checkpoints that are up to date; only to be read."""
+    home = tmp_path_factory.mktemp("checkpoints")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("ACT_HOME", str(home))
+        environment.delenv("ACT_DATA_DIR", raising=False)
+        beside(REPO / "tests" / "checkpoints.py").fill(tiny_tokenizer)
+    return home
+
+
+@pytest.fixture
+def checkpoint_run(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The run of the tiny profile that made them, in their ACT_HOME and with nothing else from the environment."""
+    from act_assets.run import make_run
+
+    for name in ("ACT_DATA_DIR", "ACT_PROMPTS_DIR", "ACT_DEBUG", "HF_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ACT_HOME", str(checkpoints))
+    return make_run(str(TINY), 0, "pacific", 50)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,17 @@ from importlinter.cli import lint_imports
 from act_assets.home import PACKAGE, PROJECT
 from act_assets.methods import METHODS
 
-HEAVY = {"torch", "trl", "transformers", "sentence_transformers", "sklearn", "matplotlib", "openai", "google"}
+HEAVY = {
+    "torch",
+    "trl",
+    "transformers",
+    "sentence_transformers",
+    "sklearn",
+    "matplotlib",
+    "openai",
+    "google",
+    "huggingface_hub",
+}
 SOURCES = [*PACKAGE.rglob("*.py"), *(PROJECT / "resources").rglob("*.py")]
 
 

@@ -7,30 +7,19 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from act_assets.cli.chat import chat
 from act_assets.cli.data import data_app
+from act_assets.cli.doctor import examine
+from act_assets.cli.export import export
 from act_assets.cli.memo import memo_app
-from act_assets.cli.model import chat, export_checkpoint
-from act_assets.cli.run import (
-    MethodOption,
-    ProfileOption,
-    SeedOption,
-    SizeOption,
-    TaskOption,
-    check_options,
-    plan,
-    report,
-    run,
-)
-from act_assets.methods import DEFAULT
-from act_assets.run import make_run
+from act_assets.cli.run import plan, report, run
 from resources.errors import ActError
 
 app = typer.Typer(
@@ -51,59 +40,20 @@ app = typer.Typer(
 )
 app.add_typer(memo_app, name="memo")
 app.add_typer(data_app, name="data")
-app.command(epilog="Example: act chat --task pacific --train-size 50")(chat)
-app.command(epilog="Example: act run --task pacific --train-size 50 --method act --profile laptop --seed 0")(run)
-app.command(epilog="Example: act plan --task pacific --train-size 250 --profile paper")(plan)
-app.command(epilog="Example: act report --task pacific")(report)
+for command, example in (
+    (run, "--task pacific --train-size 50 --method act --profile laptop --seed 0"),
+    (plan, "--task pacific --train-size 250 --profile paper"),
+    (report, "--task pacific"),
+    (export, "messages --task pacific --train-size 50 --out train.jsonl"),
+    (chat, "--task pacific --train-size 50"),
+):
+    app.command(epilog=f"Example: act {command.__name__} {example}")(command)
 out, err = Console(), Console(stderr=True)
-
-
-@app.command(epilog="Example: act export messages --task pacific --train-size 50 --out train.jsonl")
-def export(
-    what: Annotated[str, typer.Argument(help="messages, preferences or model")],
-    to: Annotated[Path, typer.Option("--out", help="the JSONL file to write; of a model, a new folder")],
-    task: TaskOption = "pacific",
-    train_size: SizeOption = 50,
-    profile: ProfileOption = "laptop",
-    seed: SeedOption = 0,
-    method: MethodOption = DEFAULT,
-    adapter: Annotated[bool, typer.Option("--adapter", help="of a model: its LoRA adapter alone")] = False,
-    push: Annotated[
-        str | None, typer.Option("--push", metavar="USER/NAME", help="of a model: to the hub as well; needs HF_TOKEN")
-    ] = None,
-) -> None:
-    """Write the subset or its pairs in the published code's JSONL formats, or a checkpoint as a folder with a card.
-
-    transformers and vLLM load the folder of a model as it is.
-    """
-    if what not in ("messages", "preferences", "model"):
-        raise ActError(f"cannot export {what!r}", todo="choose messages or preferences (JSONL), or model (a folder)")
-    if what != "model" and (adapter or push):
-        raise ActError("--adapter and --push are of a model", todo="act export model --out FOLDER ...")
-    check_options(task, train_size, profile)
-    from act_assets.conversation import Conversation, PreferencePair
-    from act_assets.release.exports import messages_rows, preference_rows, write_jsonl
-    from act_assets.rows import read_rows
-    from resources.artifacts import Key
-
-    settings = make_run(profile, seed, task, train_size)
-    if what == "model":
-        export_checkpoint(settings, method, to, adapter=adapter, push=push)
-        return
-    if what == "messages":
-        artifact = settings.store.require(Key("train_subset", task, train_size))
-        rows: Any = messages_rows(settings.task, read_rows(artifact.file("train.parquet"), Conversation))
-    else:
-        artifact = settings.store.require(Key("contrastive_pairs", task, train_size))
-        rows = preference_rows(read_rows(artifact.file("pairs.parquet"), PreferencePair))
-    out.print(f"{write_jsonl(to, rows)} lines in {to}")
 
 
 @app.command(epilog="Example: act doctor")
 def doctor() -> None:
     """Show what is installed, which keys are set (never their values), GPU, data and prompts."""
-    from act_assets.cli.doctor import examine
-
     table = Table(box=None, show_header=False)
     for overflow in ("ellipsis", "ellipsis", "fold"):  # a path is never cut
         table.add_column(overflow=overflow)  # type: ignore[arg-type]

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
+from act_assets.cli.text import size_text
 from act_assets.home import act_home, memo_folder, prompts_folder
 from act_assets.profile import load_profile, profile_names
 from act_assets.roles.prompt import ROLES, load_template
-from act_assets.tasks import all_tasks, data_folder, get_task
+from act_assets.tasks import all_tasks, data_folder
+from act_assets.tasks.base import Task
 from act_assets.tasks.files import file_record, find_file
 from act_assets.training.preflight import check_compute, known_parameters
 from resources.devices import visible_devices
@@ -49,32 +53,39 @@ class Line:
 def examine() -> list[Line]:
     """Everything a run depends on, each looked at on its own."""
     lines = [Line("python", platform.python_version(), True)]
-    for package in PACKAGES:
-        try:
-            lines.append(Line(package, version(package), True))
-        except PackageNotFoundError:
-            lines.append(Line(package, "not installed: run `make setup`", False))
+    lines += [_look(package, version, package) for package in PACKAGES]
     lines += [Line(key, "set" if os.environ.get(key) else "not set (the embedded provider needs none)") for key in KEYS]
-    lines += _gpus()
-    lines.append(_try("ACT_HOME", lambda: str(act_home())))
+    gpus = [Line(f"GPU {number}", str(device), True) for number, device in enumerate(visible_devices())]
+    lines += gpus or [Line("GPU", "none: the laptop profile trains on the CPU")]
+    lines.append(_look("ACT_HOME", lambda: str(act_home())))
     if lines[-1].ok:
-        lines.append(_try("memo", _memo))
-        lines.append(Line("unfinished", _unfinished()))
-    lines.append(_try("prices", _prices))
+        lines += [_look("memo", _memo), Line("unfinished", _unfinished())]
+    lines.append(_look("prices", _prices))
     for name in profile_names():
-        lines.append(_try(f"profile {name}", lambda name=name: load_profile(name).policy.model))
+        lines.append(_look(f"profile {name}", lambda p: load_profile(p).policy.model, name))
         if lines[-1].ok:
             lines.append(_training(name))
     for task in all_tasks().values():
-        lines.append(_try(f"data {task.name}", lambda task=task: _data(task.name)))
+        lines.append(_look(f"data {task.name}", _data, task))
         for role in filter(task.asks, ROLES):
-            lines.append(_try(f"prompt {role}/{task.name}", lambda r=role, t=task: _prompt(r, t.name)))
+            lines.append(_look(f"prompt {role}/{task.name}", _prompt, role, task))
     return lines
+
+
+def _look(topic: str, look: Callable[..., str], *given: Any) -> Line:
+    try:
+        return Line(topic, look(*given), True)
+    except PackageNotFoundError:
+        return Line(topic, "not installed: run `make setup`", False)
+    except ActError as error:
+        return Line(topic, str(error), False)
+    except Exception as error:  # the reader of another package's task can raise anything
+        return Line(topic, f"{type(error).__name__}: {error}", False)
 
 
 def _memo() -> str:
     database = memo_folder() / "memo.duckdb"
-    size = f"{database.stat().st_size / 2**20:.1f} MiB" if database.is_file() else "nothing yet"
+    size = size_text(database.stat().st_size) if database.is_file() else "nothing yet"
     return f"{database}: {size} (act memo stats)"
 
 
@@ -86,8 +97,8 @@ def _unfinished() -> str:
     if not size:
         return "no training that was cut short"
     return (
-        f"{folder}: {size / 1e9:.1f} GB of trainings that were cut short ({len(states)} states); run them again with "
-        "the same settings and they go on, or delete this folder"
+        f"{folder}: {size_text(size)} of trainings that were cut short ({len(states)} states); run them again with the "
+        "same settings to resume them, or delete this folder"
     )
 
 
@@ -96,26 +107,18 @@ def _prices() -> str:
     return os.environ.get(PRICES) or "the shipped table"
 
 
-def _data(task: str) -> str:
-    folder, origin = data_folder(task)
-    known = get_task(task)
-    records = [file_record(find_file(task, folder, name))[0] for name in known.reader.files]
-    further = len(known.reader.further_files(folder))
-    read = known.reader.read(folder)
+def _data(task: Task) -> str:
+    folder, origin = data_folder(task.name)
+    records = [file_record(find_file(task.name, folder, name))[0] for name in task.reader.files]
+    further = len(task.reader.further_files(folder))
+    read = task.reader.read(folder)
     blobs = ", ".join(f"{r.name} {r.git_blob[:10]}" for r in records) + (f" and {further} more" if further else "")
     sides = " + ".join(str(len(side)) for side in (read.train, read.validation, read.test) if side)
     return f"{origin}: {sides} conversations ({blobs})"
 
 
-def _prompt(role: str, task: str) -> str:
-    return load_template(role, task, prompts_folder()).hash[:10]
-
-
-def _gpus() -> list[Line]:
-    devices = visible_devices()
-    if not devices:
-        return [Line("GPU", "none: the laptop profile trains on the CPU")]
-    return [Line(f"GPU {number}", str(device), True) for number, device in enumerate(devices)]
+def _prompt(role: str, task: Task) -> str:
+    return load_template(role, task.name, prompts_folder()).hash[:10]
 
 
 def _training(name: str) -> Line:
@@ -129,12 +132,3 @@ def _training(name: str) -> Line:
     except ActError as error:  # of ACT_HOME or the profile, whose own lines say it is a problem
         return Line(topic, f"not known: {error.what}")
     return Line(topic, "this machine can", True)
-
-
-def _try(topic: str, look: object) -> Line:
-    try:
-        return Line(topic, look(), True)  # type: ignore[operator]
-    except ActError as error:
-        return Line(topic, str(error), False)
-    except Exception as error:  # the reader of another package's task can raise anything
-        return Line(topic, f"{type(error).__name__}: {error}", False)

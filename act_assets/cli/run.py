@@ -14,36 +14,29 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from act_assets.cli.options import (
+    MaxCallsOption,
+    MaxCostOption,
+    MemoOption,
+    MethodOption,
+    ProfileOption,
+    SeedOption,
+    SizeOption,
+    TaskOption,
+    check_options,
+)
 from act_assets.evaluation.leaderboard import LeaderboardRow, terminal_table
-from act_assets.methods import DEFAULT, TRAINED, get_method, lineage
+from act_assets.methods import DEFAULT, get_method, lineage
 from act_assets.pipeline.checks import check_machine
 from act_assets.pipeline.plan import PlanLine
 from act_assets.pipeline.plan import plan as plan_of
 from act_assets.pipeline.stage import Made, announcing
-from act_assets.profile import load_profile
-from act_assets.roles.build import check_roles, missing_keys
+from act_assets.roles.build import missing_keys
 from act_assets.rows import read_rows
-from act_assets.run import TRAIN_SIZES, make_run
-from act_assets.tasks import get_task
+from act_assets.run import make_run
 from resources.errors import ActError
 
 out, err = Console(), Console(stderr=True)
-
-TaskOption = Annotated[str, typer.Option("--task", help="a registered task, for example pacific")]
-SizeOption = Annotated[int, typer.Option("--train-size", help="training conversations: 50, 100 or 250")]
-ProfileOption = Annotated[str, typer.Option("--profile", help="laptop, paper, or the path of a YAML file")]
-MemoOption = Annotated[
-    str,
-    typer.Option(
-        "--memo", help="normal; offline: what the memo does not hold is an error; refresh: ask again, keep old answers"
-    ),
-]
-MaxCostOption = Annotated[float | None, typer.Option("--max-cost", min=0, help="stop before more US dollars are spent")]
-MaxCallsOption = Annotated[int | None, typer.Option("--max-calls", min=0, help="stop before more LLM calls are made")]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, help="the seed of every random choice")]
-MethodOption = Annotated[
-    str, typer.Option("--method", help=f"{', '.join(m.name for m in TRAINED)}; with it, the methods it starts from")
-]
 
 
 def run(
@@ -166,18 +159,6 @@ def report(task: TaskOption = "pacific", profile: ProfileOption = "laptop", seed
     from act_assets.defs.resources import ActSettings
 
     _show(materialize(task, None, ActSettings(profile=profile, seed=seed)))
-
-
-def check_options(task: str, train_size: int | None, profile: str, max_cost: float | None = None) -> None:
-    """All that can be wrong with the options, before anything heavy is imported."""
-    get_task(task)
-    if train_size is not None and train_size not in TRAIN_SIZES:
-        raise ActError(
-            f"unknown train size {train_size}",
-            where=f"task {task}",
-            todo=f"choose one of {', '.join(map(str, TRAIN_SIZES))}",
-        )
-    check_roles(load_profile(profile), max_cost_usd=max_cost)
 
 
 def _announced() -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 from act_assets.conversation import PreferencePair
 from act_assets.methods.base import Method, Trained
 from act_assets.profile import Profile
-from act_assets.roles.build import usage_facts
+from act_assets.roles.build import describe, usage_facts
 from act_assets.rows import read_rows
 from act_assets.run import (
     Run,
@@ -41,6 +41,23 @@ def fingerprint(run: Run) -> Any:
         judge_identity(run),
         act.beta.get(task.name, task.beta),
         task.judge.tolerance if act.tolerance is None else act.tolerance,
+    ]
+
+
+def details(run: Run) -> list[tuple[str, Any]]:
+    """Lines of the model card."""
+    act, roles, lora, task = run.profile.act, run.profile.roles, run.profile.policy.lora, run.task
+    _, beta, tolerance = fingerprint(run)
+    quantized = ", base in 4 bits" if lora and lora.quantized else ""
+    return [
+        ("ACT beta", beta),
+        ("ACT tolerance epsilon", f"{tolerance:g} ({task.judge.metric_name})"),
+        ("ACT sampling temperature", act.temperature),
+        ("ACT clarifications at most", act.max_clarifications),
+        ("losing responses of phase 1 by", describe(roles.generator)),
+        ("user simulated by", describe(roles.simulator)),
+        ("actions named by", describe(roles.classifier.llm, roles.classifier.source)),
+        ("LoRA", f"r {lora.r}, alpha {lora.alpha}{quantized}" if lora else None),
     ]
 
 
@@ -83,6 +100,8 @@ METHOD = Method(
     needs=("intent_summaries", "contrastive_pairs", "validation_pairs", "raw_dataset"),
     asks=("simulator", "classifier"),
     settings=settings,
+    optimisation=lambda profile: profile.act,
+    details=details,
     fingerprint=fingerprint,
     rollout_epochs=lambda profile: profile.act.epochs,
     train=train,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from act_assets.profile import Profile
+from act_assets.profile import Optimisation, Profile
 from act_assets.roles.prompt import RoleName
 from act_assets.run import Run
 from act_assets.tasks import modules_hash
@@ -42,6 +42,8 @@ class Method:
     needs: tuple[str, ...] = ()  # assets it trains on beside its start, the train subset and the conversations
     asks: tuple[RoleName, ...] = ()  # roles it asks while it trains
     settings: Callable[[Profile], Any] = lambda profile: None  # what it reads of the profile
+    optimisation: Callable[[Profile], Optimisation] | None = None  # of these, for the model card
+    details: Callable[[Run], list[tuple[str, Any]]] = lambda run: []  # further lines of the model card
     fingerprint: Callable[[Run], Any] = lambda run: None  # what else changes its outcome
     rollout_epochs: Callable[[Profile], int] | None = None  # how often a training turn is simulated, at most
     train: Callable[[Run, Path], Trained] | None = None

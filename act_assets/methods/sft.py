@@ -43,6 +43,7 @@ METHOD = Method(
     starts_from="base_policy",
     loss="cross-entropy on the tokens of the gold response",
     settings=settings,
+    optimisation=lambda profile: profile.sft,
     train=train,
     version=2,
 )

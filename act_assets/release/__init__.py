@@ -1,1 +1,1 @@
-"""What leaves the project: exports, checkpoints with a model card."""
+"""What leaves the project: exports in others' formats, and checkpoints with a model card."""

@@ -1,28 +1,28 @@
 """Exports in the formats of the published code, for people who compare or carry on with it.
 
 `messages`: one conversation a line, `{"messages": [{"role": "system" | "user" | "model", "content",
-"requires_clarification"?}]}`. `preferences`: one pair a line with nine strings. The texts are ours: answers state
-their scale, and a prompt never holds its own answer.
+"requires_clarification"?}]}`. `preferences`: one pair a line with nine strings. The texts are ours:
+answers state their scale, and a prompt never holds its own answer.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from act_assets.conversation import Conversation, PreferencePair
 from act_assets.tasks.base import Task
 from resources.errors import ActError
+from resources.files import atomic_file
 
 _SPEAKERS = {"user": "User", "assistant": "Assistant"}
 _ROLES = {"user": "user", "assistant": "model"}
 
 
 def messages_rows(task: Task, conversations: Sequence[Conversation]) -> Iterator[dict[str, Any]]:
-    """A conversation's grounding as the system message, then its turns; each model turn says whether it asks."""
+    """Grounding as the system message, then the turns; each model turn says whether it asks."""
     for conversation in conversations:
         messages: list[dict[str, Any]] = [
             {"role": "system", "content": task.reader.system_message(conversation.context)}
@@ -41,7 +41,7 @@ def messages_rows(task: Task, conversations: Sequence[Conversation]) -> Iterator
 
 
 def preference_rows(pairs: Sequence[PreferencePair]) -> Iterator[dict[str, str]]:
-    """`input_text` is the prompt as a transcript, `gold_target` r, `gold_trajectory` g; policies are action names."""
+    """`input_text` is a transcript, `gold_target` r, `gold_trajectory` g; policies are actions."""
     for pair in pairs:
         system, *history = pair.prompt
         transcript = "\n".join(f"{_SPEAKERS[m.role]}: {m.content}" for m in history)
@@ -59,21 +59,16 @@ def preference_rows(pairs: Sequence[PreferencePair]) -> Iterator[dict[str, str]]
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
-    """One JSON object a line, written beside and renamed. Returns the number of lines."""
-    beside = path.with_name(path.name + ".part")
+    """One JSON object a line; the file is whole or not there. Returns the number of lines."""
     count = 0
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("w", encoding="utf-8") as stream:
+        with atomic_file(path) as beside, beside.open("w", encoding="utf-8") as stream:
             for row in rows:
                 stream.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
                 count += 1
-        beside.rename(path)
     except OSError as error:
         raise ActError(
             f"the export cannot be written: {error}", where=str(path), todo="choose another --out"
         ) from error
-    finally:
-        with suppress(OSError):
-            beside.unlink()
     return count

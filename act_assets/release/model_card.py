@@ -1,38 +1,63 @@
-"""The model card of an exported checkpoint: `README.md` with the front matter that the Hugging Face hub reads.
+"""The model card of an exported checkpoint: `README.md` with the front matter that the hub reads.
 
-    text = card_text(card)
+    model_card(run, artifact, "act").save("README.md")
 
-A card states what was measured and what is not known. It names no folder of the machine that it was written on.
-There is no `datasets:` in the front matter: it takes ids of the hub, and the tasks' data come from elsewhere.
+A card states what was measured and what is not known. It names no folder of the machine that it was
+written on. There is no `datasets:` in the front matter: it takes ids of the hub, and the tasks'
+data come from elsewhere.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path, PurePath
+from typing import Any
 
-import yaml
+from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, metadata_load, try_to_load_from_cache
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from act_assets.evaluation.evaluate import EvaluationReport, Metric
+from act_assets.evaluation.evaluate import EvaluationReport, Metric, read_report
+from act_assets.evaluation.leaderboard import show
+from act_assets.methods import get_method, lineage
+from act_assets.methods.base import Method
+from act_assets.pipeline.graph import STAGES
+from act_assets.pipeline.stage import up_to_date
+from act_assets.profile import Optimisation, Profile, profile_names
+from act_assets.roles.build import describe_labels
+from act_assets.run import Run
+from act_assets.tasks import is_own
+from act_assets.tasks.catalog import Published, load_catalog
+from act_assets.training.base_policy import SOURCE
+from resources.artifacts import Artifact, Key
 
-UNKNOWN_LICENCE = "other: see the base model"
+CARD = "README.md"
 _HUB_LICENCES = {"Apache-2.0": "apache-2.0", "MIT": "mit", "CC BY-SA 4.0": "cc-by-sa-4.0"}
-_PERMISSIVE = {"apache-2.0", "mit"}  # nothing but attribution: the base model's licence stands for the whole
+_PERMISSIVE = {"apache-2.0", "mit"}  # nothing but attribution: the base model's licence stands
 _PATH = re.compile(r"(?<![\w:/.~])~?/(?:[^\s/|)'\"`]+/)*(?=[^\s/|)'\"`])")
-_PAPER = "https://arxiv.org/abs/2406.00222"
-_METHODS = {
-    "sft": "supervised fine-tuning on the gold responses",
-    "act": "Action-Based Contrastive Self-Training, after supervised fine-tuning",
+_FACTS = {
+    "turns": "turns",
+    "pairs": "pairs",
+    "steps": "updates",
+    "kept_epoch": "kept epoch",
+    "validation_loss": "validation loss of the kept epoch",
+    "reward_margin": "reward margin of the kept epoch",
+    "reward_accuracy": "reward accuracy of the kept epoch",
+    "winners_replaced": "winners replaced by a sample",
+    "losers_replaced": "losers replaced by a sample",
+    "rollouts_wrong_action": "losers: wrong action",
+    "rollouts_bad_outcome": "losers: bad outcome",
+    "rollouts_good_outcome": "winners: good outcome",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class BaseModel:
-    """What training started from. `hub_id` and `commit` where it is a model of the hub; `licence` as its card names it,
-    None where that is not known."""
+    """What training started from. `hub_id` and `commit` where it is a model of the hub; `licence`
+    as its card names it, None where that is not known.
+    """
 
     name: str
     hub_id: str | None = None
@@ -42,88 +67,95 @@ class BaseModel:
 
 @dataclass(frozen=True, slots=True)
 class TrainingData:
-    """The task's data. `official`: whether they are the published files, by git's ids of their content."""
+    """The task's data. `official`: they are the published files, by git's ids of their content."""
 
     name: str
     origin: str
-    official: bool
-    licence: str | None
-    citation: str
+    official: bool = False
+    licence: str | None = None
+    citation: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class ModelCard:
-    """All that a card says. `training` are (name, value) in order; `made_from` content hashes by asset;
-    `system_message` is the first message of a prompt without its grounding; `repository` the hub's name for the model,
-    where it gets one."""
+def model_card(
+    run: Run,
+    artifact: Artifact,
+    method: str,
+    *,
+    adapter: bool = False,
+    push: str | None = None,
+    hub: HfApi | None = None,
+) -> ModelCard:
+    """All that is known of a checkpoint: identity, data, settings, facts, figures, licences.
 
-    task: str
-    actions: tuple[str, ...]
-    method: Literal["sft", "act"]
-    adapter: bool
-    train_size: int
-    seed: int
-    profile: str
-    profile_digest: str
-    identity: str
-    content: str
-    created_at: str
-    made_from: Mapping[str, str]
-    base: BaseModel
-    data: TrainingData
-    training: tuple[tuple[str, str], ...]
-    evaluation: EvaluationReport | None
-    system_message: str
-    max_new_tokens: int
-    temperature: float
-    language: str | None = "en"
-    repository: str | None = None
+    `push` is the hub's name for the model, where it gets one; `hub` is asked for what is not on
+    this machine.
+    """
+    known: dict[Key, Artifact | None] = {}
+    of, line = get_method(method), lineage(get_method(method))
+    raw, start, *trained = (
+        up_to_date(STAGES, n, run, known) for n in ("raw_dataset", "base_policy", *(m.checkpoint for m in line))
+    )
+    found = up_to_date(STAGES, of.evaluation, run, known)
+    assert raw is not None and start is not None, "a checkpoint is made from them"
+    base, data = _base(run.profile, start, hub), _data(run, raw)
+    report = None if found is None else read_report(found.file("report.json"))
+    results = _eval_results(report, data.name) if report else []
+    licence, licence_name = hub_licence(base.licence, data.licence)
+    title = f"{of.title}{' adapter' if adapter else ''} for {data.name}"
+    meta = ModelCardData(
+        license=licence,
+        license_name=licence_name,
+        base_model=base.hub_id,
+        base_model_relation=("adapter" if adapter else "finetune") if base.hub_id else None,
+        pipeline_tag="text-generation",
+        library_name="peft" if adapter else "transformers",
+        language=["en"] if is_own(run.task.name) else None,
+        tags=["clarifying-questions", "conversational", method, run.task.name],
+        model_name=title,
+        eval_results=results or None,
+    )
+    templates = Environment(  # noqa: S701  (markdown, not HTML)
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters["plain"] = without_paths
+    templates.filters["cell"] = lambda value: str(value).replace("|", "\\|").replace("\n", " ")
+    text = templates.get_template("model_card.md.j2").render(
+        title=title,
+        run=run,
+        trained_by=", after ".join(m.full_name for m in reversed(line)),
+        start=line[-2] if len(line) > 1 else None,
+        adapter=adapter,
+        base=base,
+        data=data,
+        permissive=_HUB_LICENCES.get(data.licence or "") in _PERMISSIVE,
+        identity=[
+            ("artifact identity", f"`{artifact.identity_hash}`"),
+            ("content", f"`{artifact.content_hash}`"),
+            ("made", artifact.created_at),
+            ("made by", f"`{run_command(run, method)}`"),
+            ("seed", run.seed),
+            ("profile", f"{run.profile.name}, settings `{run.profile.digest()}`"),
+            *((f"made from {name}", f"`{digest[:16]}`") for name, digest in artifact.identity["inputs"].items()),
+        ],
+        training=_training(run, list(zip(line, [*trained[:-1], artifact], strict=True)), start),
+        report=report,
+        figures=[(m.name, _figure(m), f"{m.count:,}") for m in report.metrics] if report else [],
+        system=json.dumps(run.task.reader.system_message(()), ensure_ascii=False),
+        name=push or "FOLDER",
+    )
+    return ModelCard(f"---\n{meta.to_yaml()}\n---\n\n{text}\n")
 
-    @property
-    def title(self) -> str:
-        return f"{self.method.upper()}{' adapter' if self.adapter else ''} for {self.data.name}"
 
-
-def card_text(card: ModelCard) -> str:
-    """The whole `README.md`."""
-    front = yaml.safe_dump(front_matter(card), sort_keys=False, allow_unicode=True, width=1000)
-    sections = [
-        f"# {card.title}",
-        _what(card),
-        "## Data\n\n" + _data(card),
-        "## Identity\n\n" + _identity(card),
-        "## Training\n\n" + _table(("setting or fact", "value"), card.training),
-        "## Metrics\n\n" + _metrics(card.evaluation),
-        "## Limits\n\n" + _limits(card),
-        "## Use\n\n" + _use(card),
-        "## Licence\n\n" + _licence(card),
-    ]
-    return f"---\n{front}---\n\n" + "\n\n".join(sections) + "\n"
-
-
-def front_matter(card: ModelCard) -> dict[str, Any]:
-    """What the hub reads. The licence is the base model's where the data ask for no more than attribution."""
-    meta: dict[str, Any] = _hub_licence(card)
-    if card.base.hub_id:
-        meta["base_model"] = card.base.hub_id
-        meta["base_model_relation"] = "adapter" if card.adapter else "finetune"
-    meta["pipeline_tag"] = "text-generation"
-    meta["library_name"] = "peft" if card.adapter else "transformers"
-    if card.language:
-        meta["language"] = [card.language]
-    meta["tags"] = ["clarifying-questions", "conversational", card.method, card.task]
-    measured = [m for m in card.evaluation.metrics if m.value is not None] if card.evaluation else []
-    if card.evaluation and measured:
-        dataset = {"name": card.data.name, "type": card.task, "split": card.evaluation.side}
-        result = {
-            "task": {"type": "text-generation"},
-            "dataset": dataset,
-            "metrics": [
-                {"type": _metric_type(m.name), "name": m.name, "value": round(m.value or 0.0, 4)} for m in measured
-            ],
-        }
-        meta["model-index"] = [{"name": card.title, "results": [result]}]
-    return meta
+def run_command(run: Run, method: str) -> str:
+    """What makes a checkpoint of these settings; a profile that is not shipped is a file."""
+    profile = run.profile.name if run.profile.name in profile_names() else f"{run.profile.name}.yaml"
+    return (
+        f"act run --task {run.task.name} --train-size {run.train_size} --method {method} --profile {profile} "
+        f"--seed {run.seed}"
+    )
 
 
 def without_paths(text: str) -> str:
@@ -131,150 +163,120 @@ def without_paths(text: str) -> str:
     return _PATH.sub("", text)
 
 
-def hub_licence(name: str | None) -> str | None:
-    """A licence by the name that the hub has for it; as it stands where it is not one of ours."""
-    return None if name is None else _HUB_LICENCES.get(name, name)
+def hub_licence(base: str | None, data: str | None) -> tuple[str, str | None]:
+    """The hub's `license`, and the `license_name` of `other`, of weights from a base and data.
 
-
-def _hub_licence(card: ModelCard) -> dict[str, Any]:
-    base, data = hub_licence(card.base.licence), hub_licence(card.data.licence)
+    It is the base model's where the data ask for no more than attribution.
+    """
+    base, data = (None if name is None else _HUB_LICENCES.get(name, name) for name in (base, data))
     if base and base != "other" and (base == data or data in _PERMISSIVE):
-        return {"license": base}
-    parts = [part or "unknown" for part in dict.fromkeys((base, data))]
-    return {"license": "other", "license_name": "-and-".join(re.sub(r"[^a-z0-9.]+", "-", p.lower()) for p in parts)}
+        return base, None
+    parts = (part or "unknown" for part in dict.fromkeys((base, data)))
+    return "other", "-and-".join(re.sub(r"[^a-z0-9.]+", "-", part.lower()) for part in parts)
 
 
-def _what(card: ModelCard) -> str:
-    actions = " or ".join(card.actions)
-    base = f"[{card.base.hub_id}](https://huggingface.co/{card.base.hub_id})" if card.base.hub_id else card.base.name
-    commit = f", commit `{card.base.commit}`" if card.base.commit else ""
-    lines = [
-        f"A language model that, given a grounding and a request, takes one of the actions {actions}: it asks a "
-        "clarifying question where the request is ambiguous, and answers where it is not. Trained by "
-        f"{_METHODS[card.method]} ([Chen, Sun, Pfister, Arik, ICLR 2025]({_PAPER})). This is no model of the paper's "
-        "authors.",
-        f"- base model: {base}{commit}",
-        f"- task: `{card.task}`, {card.train_size} training conversations",
-    ]
-    if card.adapter:
-        lines.append(
-            "- this is the LoRA adapter alone; its base is the SFT checkpoint of the same run, not the base model"
+def _eval_results(report: EvaluationReport, data: str) -> list[EvalResult]:
+    """The figures as the hub's `model-index` has them."""
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=report.task,
+            dataset_name=data,
+            dataset_split=report.side,
+            metric_type="f1" if metric.name == "macro F1" else re.sub(r"\W+", "_", metric.name.lower()),
+            metric_name=metric.name,
+            metric_value=round(metric.value, 4),
         )
-    return lines[0] + "\n\n" + "\n".join(lines[1:])
-
-
-def _data(card: ModelCard) -> str:
-    data = card.data
-    if data.official:
-        whether = "the official files, verified by their git ids"
-    else:
-        whether = "not verified to be the official files; figures on them are no figures of the benchmark"
-    citation = f"\n- please cite: {data.citation}" if data.citation else ""
-    licence = data.licence or "not known"
-    return f"- {data.name}: {data.origin} ({whether})\n- licence of the data: {licence}{citation}"
-
-
-def _identity(card: ModelCard) -> str:
-    rows = [
-        ("artifact identity", f"`{card.identity}`"),
-        ("content", f"`{card.content}`"),
-        ("made", card.created_at),
-        ("seed", str(card.seed)),
-        ("profile", f"{card.profile}, settings `{card.profile_digest}`"),
-        *((f"made from {name}", f"`{digest[:16]}`") for name, digest in card.made_from.items()),
+        for metric in report.metrics
+        if metric.value is not None
     ]
-    return _table(("", ""), rows)
 
 
-def _metrics(report: EvaluationReport | None) -> str:
-    if report is None:
-        return "This checkpoint has no evaluation that is up to date."
-    rows = [(m.name, _value(m), f"{m.count:,}") for m in report.metrics]
-    parts = (
-        f"Side `{report.side}`; metric of the task: {without_paths(report.judge)}; user played by "
-        f"{without_paths(report.simulator)}, actions named by {without_paths(report.classifier)}; trained on "
-        f"{without_paths(report.action_supervision)} actions. Fractions from 0 to 1; [ ]: 95 % bootstrap interval over "
-        "conversations; –: no example.",
-        _table(("metric", "value", "examples"), rows),
-        "\n".join(f"- {note}" for note in report.notes),
-    )
-    return "\n\n".join(part for part in parts if part)
+def _figure(metric: Metric) -> str:
+    known = metric.low is not None and metric.high is not None
+    return show(metric.value) + (f" [{metric.low:.3f}, {metric.high:.3f}]" if known else "")
 
 
-def _limits(card: ModelCard) -> str:
-    where = f"the {card.evaluation.side} side of {card.data.name}" if card.evaluation else "nothing"
-    lines = [
-        f"- It has been evaluated on {where}, with a simulated user, and not by people. It is not a product.",
-        "- It knows one kind of grounding and one form of prompt; on others nothing has been measured.",
-        "- Its answers may be wrong and its questions needless. Check every figure it names against the source.",
-        "- One training run with one seed: differences smaller than the intervals above say nothing.",
-    ]
-    return "\n".join(lines)
-
-
-def _use(card: ModelCard) -> str:
-    name = card.repository or "FOLDER"
-    system = json.dumps(card.system_message, ensure_ascii=False)
-    messages = (
-        f'messages = [{{"role": "system", "content": {system}}},  # with the grounding in its place\n'
-        '            {"role": "user", "content": "What were the sales?"}]\n'
-    )
-    if card.adapter:
-        return (
-            "The base is the SFT checkpoint of the same run (`act export model --method sft`, here SFT):\n\n"
-            "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
-            f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("SFT"), "{name}")\n```\n\n'
-            f"    vllm serve SFT --enable-lora --lora-modules {card.task}={name}"
+def _base(profile: Profile, artifact: Artifact, hub: HfApi | None) -> BaseModel:
+    """The hub is asked for a licence only where something is pushed: an export needs no network."""
+    if profile.policy.scratch is not None:
+        parameters = artifact.facts.get("parameters")
+        size = f", {parameters:,} parameters" if parameters else ""
+        return BaseModel(f"Llama architecture from scratch{size}", licence="Apache-2.0")
+    model = profile.policy.model
+    local = Path(model).expanduser()
+    if local.is_dir():
+        return BaseModel(
+            f"{local.resolve().name}, a local folder", licence=_licence(lambda: metadata_load(local / CARD))
         )
-    greedy = card.temperature == 0
-    how = "greedily" if greedy else f"at temperature {card.temperature:g}"
-    override = " --override-generation-config '{\"temperature\": 0.0}'" if greedy else ""
-    serve = (
-        "vLLM samples at temperature 1 where the request and generation_config.json name none; the option makes greedy "
-        "decoding its default. "
-        if greedy
-        else ""
-    )
-    measured = "The figures above were measured in float32 with transformers; " if card.evaluation else ""
-    return (
-        f"`generation_config.json` decodes as in the evaluation: {how}, at most {card.max_new_tokens} new tokens, "
-        "stop at the end of the turn.\n\n"
-        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer  # 5 or newer\n\n"
-        f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n'
-        f'model = AutoModelForCausalLM.from_pretrained("{name}")\n'
-        f"{messages}"
-        'inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", '
-        "return_dict=True)\n"
-        'output = model.generate(**inputs)[0, inputs["input_ids"].shape[1] :]\n'
-        "print(tokenizer.decode(output, skip_special_tokens=True))\n```\n\n"
-        f"    vllm serve {name} --dtype float32{override}\n\n"
-        f"{serve}{measured}vLLM has not been tried with this checkpoint."
-    )
+    commit = json.loads(artifact.file(SOURCE).read_text(encoding="utf-8")).get("commit")
+    cached = try_to_load_from_cache(model, CARD, revision=commit)
+    licence = _licence(lambda: metadata_load(cached)) if isinstance(cached, str) else None
+    if licence is None and hub is not None:
+        licence = _licence(lambda: hub.model_info(model, revision=commit).card_data)
+    return BaseModel(model, model, commit, licence)
 
 
-def _licence(card: ModelCard) -> str:
-    data = card.data.licence or "not known: see where the data come from"
-    lines = [
-        f"- base model ({card.base.name}): {card.base.licence or UNKNOWN_LICENCE}",
-        f"- training data ({card.data.name}): {data}",
+def _licence(front_matter: Callable[[], Any]) -> str | None:
+    """What a model's own card names as its licence; None where it cannot be read."""
+    try:
+        meta = front_matter()
+        licence, name = meta.get("license"), meta.get("license_name")
+    except Exception:  # a file of others, or no network: no licence is named there
+        return None
+    if not isinstance(licence, str) or not licence:
+        return None
+    return f"other ({name})" if licence == "other" and isinstance(name, str) else licence
+
+
+def _data(run: Run, raw: Artifact) -> TrainingData:
+    """Where the data come from, by git's ids and the catalog; never the folder they lay in."""
+    name = run.task.title.split(":")[0]
+    entry = load_catalog().get(run.task.name) if is_own(run.task.name) else None
+    if entry is None:
+        return TrainingData(name, "files of the task's own package")
+    ids = {f.name: f.blob for f in entry.files} if isinstance(entry, Published) else {}
+    blobs = {f["name"]: f["git_blob"] for f in raw.facts.get("files", ())}
+    official = bool(blobs) and all(ids.get(PurePath(file).name) == blob for file, blob in blobs.items())
+    bundled = raw.facts.get("origin") == "bundled sample"
+    source = "this project's bundled sample, made from " if bundled else "files in the layout of "
+    return TrainingData(name, ("" if official else source) + entry.origin, official, entry.licence, entry.citation)
+
+
+def _training(run: Run, line: Sequence[tuple[Method, Artifact | None]], base: Artifact) -> list[tuple[str, str]]:
+    """Settings of the training, and facts of what came of it; without those that do not apply."""
+    profile, policy = run.profile, run.profile.policy
+    rows: list[tuple[str, Any]] = []
+    for method, trained in line:
+        if method.optimisation is not None:
+            rows += _optimisation(method.title, method.optimisation(profile), trained.facts if trained else {})
+        rows += method.details(run)
+    artifact = line[-1][1]
+    assert artifact is not None
+    versions = sorted((k, v) for k, v in artifact.facts.items() if k.startswith("version_"))
+    rows += [
+        ("actions in training", describe_labels(profile)),
+        (
+            "prompt, new and all tokens at most",
+            f"{policy.max_prompt_tokens:,}, {policy.max_new_tokens:,}, {policy.max_length:,}",
+        ),
+        ("parameters", base.facts.get("parameters")),
+        ("libraries", ", ".join(f"{k.removeprefix('version_')} {v}" for k, v in versions)),
     ]
-    tail = "Both apply: the weights were made from both."
-    if hub_licence(card.data.licence) not in _PERMISSIVE:
-        tail += " Read the licence of the data before the weights are passed on."
-    return "\n".join(lines) + "\n\n" + tail
+    return [(name, without_paths(_shown(value))) for name, value in rows if value not in (None, "")]
 
 
-def _value(metric: Metric) -> str:
-    if metric.value is None:
-        return "–"
-    interval = f" [{metric.low:.3f}, {metric.high:.3f}]" if metric.low is not None and metric.high is not None else ""
-    return f"{metric.value:.3f}{interval}"
+def _optimisation(stage: str, settings: Optimisation, facts: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return [
+        (f"{stage} epochs", settings.epochs),
+        (f"{stage} learning rate", facts.get("learning_rate", settings.learning_rate)),
+        (f"{stage} batch size", settings.batch_size),
+        (f"{stage} weight decay, warm-up", f"{settings.weight_decay:g}, {settings.warm_up_ratio:g}"),
+        *((f"{stage} {name}", facts.get(key)) for key, name in _FACTS.items()),
+    ]
 
 
-def _metric_type(name: str) -> str:
-    return "f1" if name == "macro F1" else re.sub(r"\W+", "_", name.lower())
-
-
-def _table(head: tuple[str, ...], rows: Any) -> str:
-    cells = lambda row: "| " + " | ".join(str(c).replace("|", "\\|").replace("\n", " ") for c in row) + " |"  # noqa: E731
-    return "\n".join([cells(head), cells(("---",) * len(head)), *(cells(row) for row in rows)])
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -12,45 +12,22 @@ import pytest
 
 from act_assets.conversation import Action, ContextBlock, Conversation, Message, PreferencePair, Reference, Turn
 from act_assets.release.exports import messages_rows, preference_rows, write_jsonl
-from act_assets.tasks.base import Task, TaskData
+from act_assets.tasks.base import Task
 from resources.errors import ActError
 
+CONTEXT = [("text", "Sales rose."), ("text", "Costs fell."), ("table", " : 2019 | 2018"), ("table", "Sales : 5 | 4")]
 CONVERSATION = Conversation(
     "pacific",
     "t-1",
+    tuple(ContextBlock(kind, text, text.startswith(" :")) for kind, text in CONTEXT),
     (
-        ContextBlock("text", "Sales rose."),
-        ContextBlock("text", "Costs fell."),
-        ContextBlock("table", " : 2019 | 2018", True),
-        ContextBlock("table", "Sales : 5 | 4"),
-    ),
-    (
-        Turn(
-            "q-1",
-            "What were the sales?",
-            "2019?",
-            Reference("Which year?", '["Which year?"]', "", "question"),
-            "CLARIFY",
-        ),
-        Turn("q-2", "2019", "2019?", Reference("5 (in millions)", '["5"]', "million", "span"), "ANSWER"),
+        Turn("q-1", "What were the sales?", "2019?", Reference("Which year?"), "CLARIFY"),
+        Turn("q-2", "2019", "2019?", Reference("5 (in millions)"), "ANSWER"),
     ),
 )
-PAIR = PreferencePair(
-    task="pacific",
-    conversation_id="t-1",
-    turn_id="q-2",
-    action="ANSWER",
-    rejected_action="CLARIFY",
-    prompt=(
-        Message("system", "[context]\nSales rose."),
-        Message("user", "What were the sales?"),
-        Message("assistant", "Which year?"),
-        Message("user", "2019"),
-    ),
-    chosen="5 (in millions)",
-    rejected="Which scale?",
-    goal="5 (in millions)",
-)
+SAID = [("system", "[context]\nSales rose."), ("user", "Sales?"), ("assistant", "Which year?"), ("user", "2019")]
+PROMPT = tuple(Message(role, text) for role, text in SAID)
+PAIR = PreferencePair("pacific", "t-1", "q-2", "ANSWER", "CLARIFY", PROMPT, "5 (in millions)", "Which?", "5 (goal)")
 
 
 def test_a_conversation_is_one_list_of_messages_with_three_roles(pacific: Task) -> None:
@@ -72,12 +49,8 @@ def test_what_was_said_before_comes_first_and_says_nothing_of_actions(pacific: T
     before = (Message("user", "Who is it?"), Message("assistant", "A baker."))
     (row,) = messages_rows(pacific, [replace(CONVERSATION, history=before)])
     (plain,) = messages_rows(pacific, [CONVERSATION])
-    assert row["messages"] == [
-        plain["messages"][0],
-        {"role": "user", "content": "Who is it?"},
-        {"role": "model", "content": "A baker."},
-        *plain["messages"][1:],
-    ]
+    said = [{"role": "user", "content": "Who is it?"}, {"role": "model", "content": "A baker."}]
+    assert row["messages"] == [plain["messages"][0], *said, *plain["messages"][1:]]
 
 
 def test_whatever_leaves_a_request_open_requires_clarification(pacific: Task) -> None:
@@ -87,56 +60,31 @@ def test_whatever_leaves_a_request_open_requires_clarification(pacific: Task) ->
     assert [m["requires_clarification"] for m in row["messages"] if m["role"] == "model"] == [True, False]
 
 
-def test_the_whole_sample_fits_the_messages_format(pacific: Task, sample: TaskData) -> None:
-    rows = list(messages_rows(pacific, sample.train))
-    assert len(rows) == len(sample.train)
-    for row in rows:
-        roles = [m["role"] for m in row["messages"]]
-        assert roles == ["system"] + ["user", "model"] * (len(roles) // 2)
-        assert [set(m) == {"role", "content", "requires_clarification"} for m in row["messages"]] == [
-            role == "model" for role in roles
-        ]
-        assert "[context]" in row["messages"][0]["content"]
-        assert "[data]" in row["messages"][0]["content"]
-
-
-def test_a_pair_is_nine_strings() -> None:
+def test_a_pair_is_nine_strings_whose_trajectory_is_the_goal() -> None:
     (row,) = preference_rows([PAIR])
     assert row == {
-        "input_text": "[context]\nSales rose.\nUser: What were the sales?\nAssistant: Which year?\nUser: 2019",
+        "input_text": "[context]\nSales rose.\nUser: Sales?\nAssistant: Which year?\nUser: 2019",
         "output_text": "5 (in millions)",
         "chosen": "5 (in millions)",
-        "rejected": "Which scale?",
+        "rejected": "Which?",
         "gold_target": "5 (in millions)",
-        "gold_trajectory": "5 (in millions)",
+        "gold_trajectory": "5 (goal)",
         "dialogue_policy": "ANSWER",
         "chosen_policy": "ANSWER",
         "rejected_policy": "CLARIFY",
     }
 
 
-def test_the_trajectory_of_a_clarification_is_the_goal_and_not_the_question() -> None:
-    (row,) = preference_rows([replace(PAIR, action="CLARIFY", rejected_action="ANSWER", chosen="Which year?")])
-    assert (row["gold_target"], row["gold_trajectory"]) == ("Which year?", "5 (in millions)")
-    assert (row["chosen_policy"], row["rejected_policy"]) == ("CLARIFY", "ANSWER")
-
-
-def test_a_line_is_one_json_object_in_plain_unicode(tmp_path: Path) -> None:
+def test_a_line_is_one_json_object_in_plain_unicode_and_replaces_an_earlier_export(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"text": "£5\n–\u2028"}, {"text": ""}]
     path = tmp_path / "new" / "folder" / "out.jsonl"
+    write_jsonl(path, [{"n": n} for n in range(9)])
     assert write_jsonl(path, rows) == 2
     lines = path.read_text(encoding="utf-8").split("\n")
     assert [json.loads(line) for line in lines[:-1]] == rows
     assert lines[-1] == ""
     assert "£5" in lines[0]
     assert [p.name for p in path.parent.iterdir()] == ["out.jsonl"]
-
-
-def test_an_export_takes_the_place_of_an_earlier_one(tmp_path: Path) -> None:
-    path = tmp_path / "out.jsonl"
-    write_jsonl(path, [{"n": n} for n in range(9)])
-    assert write_jsonl(path, [{"n": 0}]) == 1
-    assert path.read_text() == '{"n": 0}\n'
 
 
 @pytest.mark.parametrize("bad", [{"n": float("nan")}, {"n": object()}], ids=["nan", "no json"])
@@ -156,11 +104,10 @@ def test_an_export_that_fails_half_way_leaves_the_earlier_one(tmp_path: Path, ba
 
 
 @pytest.mark.parametrize("where", ["file/out.jsonl", "folder"])
-def test_a_path_that_cannot_be_written_says_where_and_what_to_do(tmp_path: Path, where: str) -> None:
+def test_a_path_that_cannot_be_written_is_a_typed_error(tmp_path: Path, where: str) -> None:
     (tmp_path / "file").write_text("a regular file")
     (tmp_path / "folder" / "inside").mkdir(parents=True)
-    with pytest.raises(ActError, match="the export cannot be written") as caught:
+    with pytest.raises(ActError) as caught:
         write_jsonl(tmp_path / where, [{"n": 0}])
     assert caught.value.where == str(tmp_path / where)
-    assert "--out" in caught.value.todo
     assert {p.name for p in tmp_path.iterdir()} == {"file", "folder"}, "nothing half-written is left"

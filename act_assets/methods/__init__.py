@@ -43,6 +43,7 @@ def _all_methods() -> Mapping[str, Method]:
 
 METHODS = _all_methods()
 TRAINED = tuple(m for m in METHODS.values() if m.train is not None)
+PREDICTORS = tuple(m for m in METHODS.values() if m.predict is not None)
 
 
 def get_method(name: str) -> Method:

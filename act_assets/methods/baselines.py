@@ -19,7 +19,7 @@ def predict(run: Run, turns: Sequence[TurnState]) -> Mapping[str, Sequence[str]]
 
 METHOD = Method(
     name="baselines",
-    title="Baselines",
+    title="the baselines",
     full_name="predictors that know nothing of the grounding",
     summary="Always the same action, and a question-only logistic regression.",
     section="",

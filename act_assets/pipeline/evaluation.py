@@ -19,7 +19,7 @@ from act_assets.evaluation.evaluate import (
 from act_assets.evaluation.leaderboard import LeaderboardRow, leaderboard_rows
 from act_assets.evaluation.report.evidence import Evidence
 from act_assets.evaluation.report.html import write_html
-from act_assets.methods import TRAINED
+from act_assets.methods import PREDICTORS, TRAINED
 from act_assets.methods.base import Method
 from act_assets.profile import Profile
 from act_assets.roles.build import describe, describe_labels, usage_facts
@@ -164,7 +164,7 @@ def build_leaderboard(run: Run, folder: Path) -> dict[str, Any]:
 def build_report(run: Run, folder: Path) -> dict[str, Any]:
     """The static HTML page."""
     found = {(a, int(s)): artifact for k, artifact in run.inputs.items() for a, _, s in [k.partition("@")] if s}
-    evidence = Evidence(run.task, run.profile, run.seed, TRAIN_SIZES, found, TRAINED)
+    evidence = Evidence(run.task, run.profile, run.seed, TRAIN_SIZES, found, TRAINED, PREDICTORS)
     return write_html(evidence, folder / "report.html")
 
 

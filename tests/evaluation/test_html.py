@@ -28,6 +28,7 @@ from act_assets.evaluation.evaluate import (
 )
 from act_assets.evaluation.report.evidence import Comparison, Evidence, compare, missing_parts, parts
 from act_assets.evaluation.report.html import trajectory_data, write_html
+from act_assets.methods import PREDICTORS
 from act_assets.methods import TRAINED as METHODS
 from act_assets.metrics.actions import paired_bootstrap_macro_f1_difference
 from act_assets.profile import load_profile
@@ -118,7 +119,7 @@ class Workshop:
         self.put("contrastive_pairs", size, {**PAIR_FACTS, "in_context_conversations": 10})
 
     def evidence(self, **changes: Any) -> Evidence:
-        return replace(Evidence(PACIFIC, PROFILE, 3, SIZES, self.found, METHODS), **changes)
+        return replace(Evidence(PACIFIC, PROFILE, 3, SIZES, self.found, METHODS, PREDICTORS), **changes)
 
     def page(self, **changes: Any) -> Page:
         facts = write_html(self.evidence(**changes), self.folder / "page.html")
@@ -223,11 +224,11 @@ def test_the_page_loads_nothing_runs_its_own_script_only_and_fits_together(works
     assert all("scope" in attrs for attrs in page.all("th"))
 
 
-@pytest.mark.parametrize("asset", parts(METHODS))
+@pytest.mark.parametrize("asset", parts(METHODS, PREDICTORS))
 def test_one_missing_asset_is_named(workshop: Workshop, asset: str) -> None:
     workshop.fill()
     del workshop.found[asset, 50]
-    what = parts(METHODS)[asset][0]
+    what = parts(METHODS, PREDICTORS)[asset][0]
     assert missing_parts(workshop.evidence(train_sizes=(50,))) == {50: [(asset, what)]}
     page = workshop.page(train_sizes=(50,))
     assert f"{asset}: {what}" in page.words

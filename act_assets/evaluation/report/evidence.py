@@ -32,6 +32,7 @@ class Evidence:
     train_sizes: Sequence[int]
     artifacts: Mapping[tuple[str, int], Artifact]
     methods: Sequence[MethodRow]
+    predictors: Sequence[MethodRow] = ()  # what only names actions
 
     @cached_property
     def sizes(self) -> list[int]:
@@ -64,12 +65,8 @@ class Evidence:
     @cached_property
     def reports(self) -> list[EvaluationReport]:
         """All reports, those of the baselines included, in the order of the leaderboard."""
-        trained = {f"evaluation_{m.name}" for m in self.methods}
-        baselines = [
-            a
-            for (asset, _), a in sorted(self.artifacts.items())
-            if asset.startswith("evaluation_") and asset not in trained
-        ]
+        assets = {f"evaluation_{m.name}" for m in self.predictors}
+        baselines = [a for (asset, _), a in sorted(self.artifacts.items()) if asset in assets]
         paths = [p for a in baselines for p in sorted(a.path.glob("*.json")) if p.name != "artifact.json"]
         return in_order([*map(read_report, paths), *self.evaluated.values()], self.methods)
 
@@ -83,9 +80,11 @@ class Evidence:
         return [rollout for path in files for rollout in read_rows(path, Rollout)]
 
 
-def parts(methods: Sequence[MethodRow]) -> dict[str, tuple[str, tuple[str, ...]]]:
+def parts(methods: Sequence[MethodRow], predictors: Sequence[MethodRow] = ()) -> dict[str, tuple[str, tuple[str, ...]]]:
     """What the page shows of each asset, and the files that it reads of it."""
-    found: dict[str, tuple[str, tuple[str, ...]]] = {"evaluation_baselines": ("figures of the baselines", ())}
+    found: dict[str, tuple[str, tuple[str, ...]]] = {
+        f"evaluation_{m.name}": (f"figures of {m.title}", ()) for m in predictors
+    }
     for m in methods:
         found[f"evaluation_{m.name}"] = (f"figures and trajectories of {m.title}", (REPORT, TRAJECTORIES))
     for m in methods:
@@ -96,7 +95,7 @@ def parts(methods: Sequence[MethodRow]) -> dict[str, tuple[str, tuple[str, ...]]
 
 def missing_parts(evidence: Evidence) -> dict[int, list[tuple[str, str]]]:
     """(asset, what the page shows of it) where that is not on the page, by train size; an empty list: all of it."""
-    wanted, found = parts(evidence.methods), {}
+    wanted, found = parts(evidence.methods, evidence.predictors), {}
     for size in evidence.sizes:
         absent = [(asset, what) for asset, (what, _) in wanted.items() if (asset, size) not in evidence.artifacts]
         damaged = [

@@ -161,7 +161,7 @@ BAD_FILES: dict[str, tuple[Callable[[], bytes | None], list[str]]] = {
         lambda: (SAMPLE / "validation.json.gz").read_bytes()[:5000],
         ["dataset file cannot be read", "validation.json.gz", "fetch it again"],
     ),
-    "a malformed item": (lambda: packed([{"table": {}}]), ["missing key 'uid'", "item 1", "mend this item"]),
+    "a malformed item": (lambda: packed([{"table": {}}]), ["missing key 'uid'", "item 1", "fix this item"]),
     "official test.json": (
         lambda: packed(official_test_items()),
         ["looks like the official test.json", "item 1 (1c9e6c58", "question ", "use the official train.json"],

@@ -168,8 +168,8 @@ def _not_fetched(file: PublishedFile, url: str, error: Exception) -> DataError:
 
 
 def _scrubbed(text: str) -> str:
-    """Text for messages: without what stands before an @ in a URL."""
-    return re.sub(r"//\S*@", "//", text)
+    """Text for messages: of its URLs neither what stands before an @ nor the query."""
+    return re.sub(r"\?\S*", "", re.sub(r"//\S*@", "//", text))
 
 
 def _contents(task: str, files: Sequence[PublishedFile], source: Path) -> dict[str, bytes]:

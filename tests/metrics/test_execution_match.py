@@ -51,14 +51,12 @@ PAIRS: dict[str, list[tuple[str, str, bool]]] = {
         (SINGERS, SINGERS, True),
         ("SELECT 1", "SELECT 1", True),
         ("SELECT 1", "SELECT 2", False),
-        ("VALUES (1), (2)", "SELECT 2 UNION ALL SELECT 1", True),
         ("WITH s AS (SELECT age FROM singer) SELECT * FROM s", "SELECT age FROM singer", True),
         ("SELECT value FROM json_each('[1,2]')", "VALUES (2), (1)", True),
     ],
     "column permutation": [
         ("SELECT age, name FROM singer", SINGERS, True),
         ("SELECT age, name, id FROM singer", "SELECT id, name, age FROM singer", True),
-        ("SELECT name, name FROM singer", SINGERS, False),
         ("SELECT name, age, name FROM singer", "SELECT age, name, age FROM singer", False),
         ("SELECT name FROM singer", SINGERS, False),
         ("SELECT name, age, 1 FROM singer", SINGERS, False),
@@ -72,12 +70,10 @@ PAIRS: dict[str, list[tuple[str, str, bool]]] = {
     "order": [
         (SINGERS + " ORDER BY age DESC", SINGERS, True),  # gold is not ordered
         (SINGERS, SINGERS + " ORDER BY age DESC", False),
-        (SINGERS + " ORDER BY id", SINGERS + " ORDER BY id", True),
         (SINGERS + " ORDER BY id DESC", SINGERS + " ORDER BY id", False),
         ("SELECT age, name FROM singer ORDER BY id", SINGERS + " ORDER BY id", True),
         (SINGERS, SINGERS + " ORDER BY id", True),  # the table's own order is that of id
         (SINGERS, SINGERS + " ORDER  BY\n age DESC", False),  # any white space
-        (SINGERS, SINGERS + " order by age desc", False),
         (SINGERS, SINGERS + " ORDER /* ! */ BY age DESC", False),
         ("SELECT age FROM singer ORDER BY age, id", "SELECT age FROM singer ORDER BY age, id DESC", True),  # ties
         (
@@ -91,36 +87,28 @@ PAIRS: dict[str, list[tuple[str, str, bool]]] = {
             True,  # a literal is not ORDER BY (for the evaluator it is)
         ),
         ('SELECT "order by" FROM "odd name" ORDER BY 1 DESC', 'SELECT "order by" FROM "odd name"', True),
-        ("SELECT `order by` FROM [odd name] ORDER BY 1 DESC", "SELECT [order by] FROM `odd name`", True),
         ("SELECT id FROM singer ORDER BY id DESC", "SELECT id FROM singer -- order by id", True),
-        ("SELECT id FROM singer ORDER BY id DESC", "SELECT id /* order by */ FROM singer", True),
         ("SELECT 2 UNION ALL SELECT 1", "SELECT 1 UNION ALL SELECT 2 ORDER BY 1", False),
         ("SELECT 1, 2 UNION ALL SELECT 3, 1", "SELECT 2, 1 UNION ALL SELECT 1, 3 ORDER BY 1 DESC", True),
     ],
     "bags of rows": [
         ("SELECT x FROM bag ORDER BY x DESC", "SELECT x FROM bag", True),
-        ("SELECT x FROM bag WHERE x > 0", "SELECT x FROM bag", False),
         ("VALUES (1), (1), (2)", "VALUES (1), (2), (2)", False),  # the same sets, other bags
-        ("VALUES (1), (2), (1)", "VALUES (2), (1), (1)", True),
         ("VALUES (1), (2), (2)", "VALUES (1), (2)", False),
         ("VALUES (1, 'a'), (1, 'a'), (2, 'b')", "VALUES ('a', 1), ('b', 2), ('a', 1)", True),
         ("VALUES (1, 'a'), (2, 'a'), (2, 'b')", "VALUES ('a', 1), ('b', 2), ('a', 1)", False),
         ("VALUES (1, 'a'), (2, 'b')", "VALUES (1, 'b'), (2, 'a')", False),  # equal columns, other rows
-        ("SELECT 1 FROM singer", "SELECT 1 FROM bag", False),
     ],
     "DISTINCT ignored": [
         ("SELECT DISTINCT x FROM bag", "SELECT x FROM bag", True),
         ("SELECT x FROM bag", "SELECT DISTINCT x FROM bag", True),
         ("SELECT count(DISTINCT x) FROM bag", "SELECT count(x) FROM bag", True),
-        ("SELECT count(x) FROM bag", "SELECT count(distinct x) FROM bag", True),
-        ("SELECT sum(Distinct(x)) FROM bag", "SELECT sum(x) FROM bag", True),
         ("SELECT DISTINCT(name) FROM singer", "SELECT name FROM singer", True),
         ("SELECT/**/DISTINCT/**/name FROM singer", "SELECT name FROM singer", True),
         ("SELECT DISTINCT'a'FROM bag", "SELECT 'a' FROM bag", True),
         ("SELECT 'DISTINCT'", "SELECT ''", False),  # a literal keeps it
         ("SELECT id FROM concert WHERE title LIKE 'DISTINCT%'", "SELECT 5", True),
         ("SELECT 'a DISTINCT b' -- DISTINCT", "SELECT 'a ' || 'DISTINCT' || ' b'", True),
-        ('SELECT 1 AS "DISTINCT"', "SELECT 1", True),
         ("SELECT 'it''s DISTINCT'", "SELECT 'it' || char(39) || 's DISTINCT'", True),
         ("SELECT x FROM bag GROUP BY x", "SELECT DISTINCT x FROM bag", False),  # removed from gold, too
         ("SELECT x IS DISTINCT FROM 1 FROM bag", "SELECT x IS NOT 1 FROM bag", True),
@@ -133,20 +121,15 @@ PAIRS: dict[str, list[tuple[str, str, bool]]] = {
         ("SELECT X'31'", "SELECT '1'", False),
         ("SELECT X'31'", "SELECT CAST('1' AS BLOB)", True),
         ("SELECT v FROM look WHERE k = 1", "SELECT v FROM look WHERE k = 2", True),
-        ("SELECT v FROM look WHERE k = 1", "SELECT v FROM look WHERE k = 3", False),
         ("SELECT v FROM look WHERE k = 3", "SELECT v FROM look WHERE k = 4", False),
-        ("SELECT v FROM look WHERE k = 5", "SELECT v FROM look WHERE k = 8", False),
         ("SELECT 1, '1.'", "SELECT 1.0, '1.'", True),  # sorted as text these rows differ
         ("SELECT 0.1 + 0.2", "SELECT 0.3", False),  # no tolerance
         ("SELECT 0", "SELECT -0.0", True),
         ("SELECT 9007199254740993", "SELECT 9007199254740992.0", False),
-        ("SELECT 9007199254740992", "SELECT 9007199254740992.0", True),
         ("SELECT 9e999", "SELECT 9e998", True),  # both infinite
         ("SELECT -9e999", "SELECT 9e999", False),
         ("SELECT 9e999 - 9e999", "SELECT NULL", True),  # SQLite has no NaN
         ("SELECT 'Joe'", "SELECT 'joe'", False),
-        ("SELECT 'Joe'", "SELECT 'Joe '", False),
-        ("SELECT CAST(age AS REAL) FROM singer", "SELECT age FROM singer", True),
         ("SELECT CAST(age AS TEXT) FROM singer", "SELECT age FROM singer", False),
         ("SELECT 1, 2.0 UNION ALL SELECT 3.0, 4", "SELECT 2, 1.0 UNION ALL SELECT 4.0, 3", True),
     ],
@@ -162,18 +145,15 @@ PAIRS: dict[str, list[tuple[str, str, bool]]] = {
     ],
     "NULL": [
         ("SELECT NULL", "SELECT NULL", True),
-        ("SELECT NULL", "SELECT 0", False),
         ("SELECT NULL", "SELECT ''", False),
         ("SELECT 'None'", "SELECT NULL", False),
         ("SELECT rating FROM singer ORDER BY id DESC", "SELECT rating FROM singer", True),
         ("SELECT NULL, 1", "SELECT 1, NULL", True),
-        ("SELECT NULL, NULL", "SELECT NULL", False),
     ],
     "empty results": [
         ("SELECT a FROM none_a", "SELECT b FROM none_a", True),
         ("SELECT a, b FROM none_a", "SELECT b FROM none_a", True),  # whatever the number of columns
         ("SELECT 1", "SELECT a FROM none_a", False),
-        ("SELECT a FROM none_a", "SELECT 1", False),
         ("SELECT count(*) FROM none_a", "SELECT a FROM none_a", False),
         ("SELECT a FROM none_a ORDER BY a", "SELECT b FROM none_a ORDER BY b", True),
         ("", "SELECT a FROM none_a", False),  # an empty prediction is no empty result
@@ -182,14 +162,10 @@ PAIRS: dict[str, list[tuple[str, str, bool]]] = {
     ],
     "comparison signs": [
         ("SELECT id FROM singer WHERE age > = 30", "SELECT id FROM singer WHERE age >= 30", True),
-        ("SELECT id FROM singer WHERE age < = 30", "SELECT id FROM singer WHERE age <= 30", True),
         ("SELECT id FROM singer WHERE age ! = 30", "SELECT id FROM singer WHERE age != 30", True),
         ("SELECT id FROM singer WHERE age >= 30", "SELECT id FROM singer WHERE age > = 30", True),
-        ("SELECT id FROM singer WHERE age > = 30", "SELECT id FROM singer WHERE age > 30", False),
-        ("SELECT id FROM singer WHERE age <> 30", "SELECT id FROM singer WHERE age ! = 30", True),
         ("SELECT id FROM concert WHERE title = 'x > = y'", "SELECT 4", True),  # a literal keeps its blank
         ("SELECT 'a ! = b'", "SELECT 'a != b'", False),
-        ("SELECT '< ='", "SELECT '<' || ' ='", True),
         ("SELECT id FROM singer WHERE age >  = 30", "SELECT id FROM singer WHERE age >= 30", False),  # one blank only
         ("SELECT 1 WHERE 2 > =1", "SELECT 1", True),
     ],
@@ -200,7 +176,6 @@ PAIRS: dict[str, list[tuple[str, str, bool]]] = {
         ("SELECT YEAR(CURDATE())FROM bag", "SELECT 2020 FROM bag", True),
         ("SELECT 'YEAR(CURDATE())'", "SELECT '2020'", False),
         ("SELECT year(year) FROM concert", "SELECT year FROM concert", False),  # no such function
-        ("SELECT year FROM concert", "SELECT YEAR FROM concert", True),
     ],
     "whole queries": [
         ("SELECT sum(age) / count(*) FROM singer", "SELECT avg(age) FROM singer", False),  # integer division
@@ -218,47 +193,35 @@ PAIRS: dict[str, list[tuple[str, str, bool]]] = {
     ],
     "names, case, quotes": [
         ("select NAME from SINGER", "SELECT name FROM singer", True),
-        ('SELECT "name" FROM "singer"', "SELECT name FROM singer", True),
         ("SELECT `name` FROM [singer]", "SELECT name FROM singer", True),
         ('SELECT id FROM singer WHERE name = "Joe"', "SELECT id FROM singer WHERE name = 'Joe'", True),
         ("SELECT id FROM singer WHERE name = 'joe'", "SELECT id FROM singer WHERE name = 'Joe'", False),
-        ('SELECT "a b" FROM "odd name"', "VALUES (2), (1)", True),
         ("SELECT \n\t name\r\n FROM\fsinger", "SELECT name FROM singer", True),
         ("\ufeffSELECT name FROM singer", "SELECT name FROM singer", True),
         ("SELECT'a'", "SELECT 'a'", True),
     ],
     "comments and semicolons": [
         ("SELECT 1;", "SELECT 1", True),
-        ("SELECT 1 ; \n ", "SELECT 1;", True),
         ("SELECT 1; -- done", "SELECT 1", True),
-        ("SELECT 1; /* done; */", "SELECT 1", True),
         ("SELECT 1;;", "SELECT 1", True),
         ("-- first\nSELECT 1", "SELECT 1", True),
         ("/* a */ SELECT /* b */ 1 /* c", "SELECT 1", True),
         ("SELECT 1 -- ; SELECT 2", "SELECT 1", True),
         ("SELECT ';'", "SELECT char(59)", True),
         ("SELECT '--'", "SELECT '-' || '-'", True),
-        ("SELECT '/*'", "SELECT '/' || '*'", True),
-        ("SELECT 3 - -1", "SELECT 4", True),
         ("SELECT 1; SELECT 1", "SELECT 1", False),
         ("; SELECT 1", "SELECT 1", False),
-        ("SELECT 1; x", "SELECT 1", False),
         (";", "SELECT 1", False),
         ("/* SELECT 1 */", "SELECT 1", False),
     ],
     "what does not run": [
         ("", "SELECT 1", False),
-        ("   \n", "SELECT 1", False),
         ("I cannot answer that.", "SELECT 1", False),
-        ("SELECT", "SELECT 1", False),
         ("SELECT name FROM singers", "SELECT name FROM singer", False),
         ("SELECT nofunction(1)", "SELECT 1", False),
         ("SELECT 'open", "SELECT 'open'", False),
         ("SELECT ?", "SELECT NULL", False),
-        ("SELECT :x", "SELECT NULL", False),
-        ("SELECT $x", "SELECT NULL", False),
         ("```sql\nSELECT 1\n```", "SELECT 1", False),
-        ("SQL: SELECT 1", "SELECT 1", False),
         ("SELECT abs(-9223372036854775808)", "SELECT 1", False),  # fails while it runs
         ("EXPLAIN SELECT 1", "SELECT 1", False),
         ("PRAGMA user_version", "SELECT 0", False),

@@ -31,10 +31,7 @@ EMBEDDER = {"a": (1.0, 0.0), "b": (0.0, 1.0), "c": (0.6, 0.8), "opposite": (-1.0
 def test_the_best_reference_counts_and_the_order_is_kept():
     embedder = ByHand(**EMBEDDER)
     assert similarities(embedder, ["c", "a", "c"], [["a", "b"], ["b"], ["a"]]) == [0.8, 0.0, 0.6]
-
-
-def test_scores_lie_between_0_and_1():
-    assert similarities(ByHand(**EMBEDDER), ["opposite", "long"], [["a"], ["long"]]) == [0.0, 1.0]
+    assert similarities(embedder, ["opposite", "long"], [["a"], ["long"]]) == [0.0, 1.0], "between 0 and 1"
 
 
 def test_every_text_is_embedded_once_in_one_call():
@@ -52,7 +49,7 @@ def test_nothing_is_like_nothing(text: str, references: list[str]):
 
 
 def test_lists_of_different_length_are_refused():
-    with pytest.raises(ValueError, match=r"shorter|longer"):
+    with pytest.raises(ValueError):
         similarities(ByHand(**EMBEDDER), ["a"], [])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -101,8 +102,6 @@ def intent(turn: TurnState) -> str:
 
 def hidden(turn: TurnState) -> TurnState:
     """The turn without what a user must not be played from."""
-    from dataclasses import replace
-
     nothing = Reference("", "null")
     return replace(turn, goal=nothing, response=nothing, gold_replies=(), clear_request="")
 
@@ -135,8 +134,6 @@ def test_a_reply_can_be_understood_without_the_annotated_question():
 
 
 def reply_of(question: str, reply: str, request: str = "What did she do", said: tuple[str, ...] = ()) -> str | None:
-    from dataclasses import replace
-
     turn = replace(TURNS[0], history=(*TURNS[0].history[:-1], Message("user", request)))
     spoken = (*ASKED, *(Utterance("user", s, "") for s in said))
     return RULES.reply(turn, f"{OPENING} 1. {clear_request(request, question, reply)}", spoken)
@@ -174,8 +171,6 @@ def test_a_needless_question_is_answered_with_the_request():
 
 
 def test_a_model_s_summary_works_too():
-    from dataclasses import replace
-
     turn = replace(TURNS[0], history=(Message("user", "What did she do?"),), open_request=0)
     summary = f"{OPENING} 1. Who owned the kite. 2. What did she do after the storm."
     assert RULES.reply(turn, summary, ASKED) == "After the storm."

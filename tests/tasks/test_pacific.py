@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from act_assets.conversation import Conversation, TurnState
 from act_assets.tasks.base import Task, TaskData, fit_prompt, messages_of
 from act_assets.tasks.pacific.answer import SCALE_NOTES, parse, render
+from resources.errors import PromptError
 
 
 def test_the_sample_is_the_documented_split(sample: TaskData, every_turn: list[TurnState]) -> None:
@@ -154,8 +155,6 @@ def test_shortening_drops_oldest_exchanges_first_then_distant_grounding(
 
 
 def test_a_prompt_that_cannot_fit_is_an_error_that_names_the_turn(pacific: Task, every_turn: list[TurnState]) -> None:
-    from resources.errors import PromptError
-
     with pytest.raises(PromptError, match=every_turn[3].turn_id):
         fit_prompt(pacific, every_turn[3], lambda messages: sum(len(m.content) for m in messages), 40)
 

@@ -11,7 +11,6 @@ import pytest
 from act_assets.tasks.ambig_sql.spider import (
     Column,
     ForeignKey,
-    Schema,
     Spider,
     Table,
     database_names,
@@ -64,6 +63,7 @@ def test_every_schema_survives_being_written_and_read(spider: Spider) -> None:
     for schema in spider.schemas.values():
         assert parse_tables(schema.text.splitlines()) == schema.tables
         assert tables_of(schema.blocks) == schema.tables
+        assert [b.text for b in schema.blocks] == schema.text.splitlines()
         assert {b.section for b in schema.blocks} == {"schema"}
 
 
@@ -116,8 +116,3 @@ def test_names_are_quoted_where_sql_needs_it() -> None:
         '"Order"',
     ]
     assert in_words("Song_release__Year") == "song release year"
-
-
-def test_a_schema_is_a_block_a_table() -> None:
-    tables = (Table("a", "a", (Column("x", "text", "x"),)), Table("b", "b", (Column("y", "time", "y"),)))
-    assert [b.text for b in Schema("d", tables).blocks] == ["a (x text)", "b (y time)"]

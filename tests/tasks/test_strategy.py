@@ -45,16 +45,13 @@ def test_the_draw_depends_on_seed_and_request_alone_and_is_even() -> None:
     assert 70 < Counter(strategies(1))["population"] < 130
 
 
-@pytest.mark.parametrize("query", ["SELEC name FRM kite", "SELECT (", "", "SELECT name FROM kite WHERE 'x"])
-def test_what_does_not_parse_is_a_value_error(query: str) -> None:
-    with pytest.raises(ValueError, match="the query cannot be parsed") as caught:
+@pytest.mark.parametrize(
+    "query", ["SELEC name FRM kite", "SELECT (", "", "SELECT name FROM kite WHERE 'x", "DROP TABLE kite"]
+)
+def test_what_is_no_query_is_a_value_error(query: str) -> None:
+    with pytest.raises(ValueError, match="the query") as caught:
         strategy_of(query, "r1", 0)
     assert "\x1b" not in str(caught.value)
-
-
-def test_what_is_no_select_is_a_value_error() -> None:
-    with pytest.raises(ValueError, match="no SELECT"):
-        strategy_of("DROP TABLE kite", "r1", 0)
 
 
 def test_facts() -> None:

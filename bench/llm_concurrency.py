@@ -30,7 +30,7 @@ from resources.llm.client import LLM, Memory
 from resources.llm.gemini import GeminiProvider
 from resources.llm.memo.memo import close_memos, memo_at
 from resources.llm.openai_chat import OpenAIProvider
-from resources.llm.retry import Persistence
+from resources.llm.retry import RetrySettings
 from resources.llm.runtime import call_loop
 
 LOOPBACK = Path(__file__).resolve().parent.parent / "tests" / "loopback.py"
@@ -117,7 +117,7 @@ def timed(provider: Any, requests: list[LLMRequest], concurrency: int) -> tuple[
     """Seconds, questions without an answer, answers that are not the right ones."""
     with tempfile.TemporaryDirectory(prefix="bench-calls-") as folder:
         memory = Memory(memo_at(Path(folder) / "memo"))
-        llm = LLM(provider, max_concurrency=concurrency, memory=memory, persistence=Persistence(patience_s=3600))
+        llm = LLM(provider, max_concurrency=concurrency, memory=memory, retry=RetrySettings(patience_s=3600))
         started = time.perf_counter()
         results = llm.complete_all(requests)
         seconds = time.perf_counter() - started

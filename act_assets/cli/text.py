@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from resources.llm.memo.explain import Explanation, Miss
     from resources.llm.memo.maintain import Pruned, Verdict
     from resources.llm.memo.records import Answer
-    from resources.llm.memo.report import Group, Shown, Stats
+    from resources.llm.memo.report import Shown, Stats, UsageGroup
 
 PIPE_WIDTH = 160  # characters of a table, where no terminal shows it
 VALUE_WIDTH = 120  # characters of a shown value
@@ -23,7 +23,7 @@ out = Console()
 
 def say(*lines: str) -> None:
     """Plain lines; what a terminal would obey is escaped."""
-    from resources.llm.memo.difference import visible
+    from resources.llm.memo.explain import visible
 
     for line in lines:
         out.print(visible(line), markup=False, highlight=False, soft_wrap=True)
@@ -72,7 +72,7 @@ def show_stats(stats: Stats) -> None:
         say(f"from {_time(stats.oldest)} to {_time(stats.newest)}")
 
 
-def _cells(group: Group) -> list[str]:
+def _cells(group: UsageGroup) -> list[str]:
     rate = "-" if group.hit_rate is None else f"{group.hit_rate:.1%}"
     counts = [f"{group.answers:,}", f"{group.hits:,}", rate, f"{group.failures:,}"]
     tokens = [f"{group.prompt_tokens:,}", f"{group.output_tokens:,}"]

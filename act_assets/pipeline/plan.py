@@ -224,7 +224,7 @@ def _line(run: StageRun, questions: Questions, role: LLMRole, memo: Memo, planne
         questions.times is not None,
         prompt_tokens,
         output_tokens,
-        llm.line.cost(prompt_tokens, output_tokens),
+        llm.sender.cost(prompt_tokens, output_tokens),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from resources.errors import ActError
@@ -31,7 +32,7 @@ _CREDENTIALS = (
 )
 
 
-def keys_of(*names: str) -> tuple[str, ...]:
+def api_keys(*names: str) -> tuple[str, ...]:
     """The keys that these environment variables hold, each once, in order."""
     found = (key for name in names for key in re.split(r"[\s,]+", os.environ.get(name, "")) if key)
     return tuple(dict.fromkeys(found))
@@ -42,7 +43,7 @@ def redact(text: str, *keys: str) -> str:
 
     Providers echo keys in their messages, and libraries put requests into theirs.
     """
-    known = {key for key in (*keys, *keys_of(*_SECRETS)) if len(key) >= _SHORTEST}
+    known = {key for key in (*keys, *api_keys(*_SECRETS)) if len(key) >= _SHORTEST}
     for key in sorted(known, key=len, reverse=True):  # the longer first: one may be the start of another
         text = text.replace(key, _MARK)
     for pattern, replacement in _CREDENTIALS:
@@ -55,7 +56,10 @@ def clean_base_url(url: str) -> str:
 
     The errors repeat no more of it than the host: what is wrong may be a key in the wrong place.
     """
-    parts = _split(url.strip())
+    url = url.strip()
+    parts: SplitResult | None = None
+    with suppress(ValueError):  # where the port is no number, too
+        parts = None if re.search(r"[\s\\]", url) or urlsplit(url).port == 0 else urlsplit(url)
     if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
         raise ActError(
             "the base URL of the language model's server is no http(s) URL",
@@ -68,14 +72,3 @@ def clean_base_url(url: str) -> str:
             todo="leave credentials out of the URL; keys are taken from the environment",
         )
     return urlunsplit((parts.scheme, parts.netloc.lower(), parts.path.rstrip("/"), "", ""))
-
-
-def _split(url: str) -> SplitResult | None:
-    if re.search(r"[\s\\]", url):
-        return None
-    try:
-        parts = urlsplit(url)
-        _ = parts.port  # raises ValueError where it is no number
-    except ValueError:
-        return None
-    return parts

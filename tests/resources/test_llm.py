@@ -11,9 +11,9 @@ import pytest
 
 from resources.llm.base import ChatMessage, LLMFailure, LLMRequest, LLMResponse, ProviderError, Sampling, Usage
 from resources.llm.client import LLM
-from resources.llm.retry import Persistence
+from resources.llm.retry import RetrySettings
 
-ONCE = Persistence(attempts=1)
+ONCE = RetrySettings(attempts=1)
 
 
 class Provider:
@@ -70,7 +70,7 @@ def test_concurrency_is_at_least_one() -> None:
 
 
 def test_a_failure_is_typed_in_its_place_and_the_others_are_answered() -> None:
-    results = LLM(Provider(failing, 0.005), persistence=ONCE).complete_all(requests(9))
+    results = LLM(Provider(failing, 0.005), retry=ONCE).complete_all(requests(9))
     assert results[0] == LLMFailure("unavailable", "no answer to 0", True, "turn 0")
     assert results[3] == LLMFailure("timeout", "no answer to 3", False, "turn 3")
     assert results[6] == LLMFailure("blocked", "no answer to 6", True, "turn 6")
@@ -92,7 +92,7 @@ def test_a_bug_in_a_provider_is_not_taken_for_an_answer() -> None:
 
 
 def test_usage_counts_calls_failures_and_tokens_over_all_batches() -> None:
-    llm = LLM(Provider(failing), persistence=ONCE)
+    llm = LLM(Provider(failing), retry=ONCE)
     assert llm.usage == Usage()
     llm.complete_all(requests(6))  # 1, 2, 4 and 5 are answered
     assert replace(llm.usage, samples=()) == Usage(calls=6, failures=2, prompt_tokens=40, output_tokens=12)
@@ -106,7 +106,7 @@ def test_usages_add_up() -> None:
 
 def test_done_is_told_once_per_item_failures_included_as_it_goes() -> None:
     provider, seen = Provider(failing, 0.005), []
-    LLM(provider, max_concurrency=1, persistence=ONCE).complete_all(requests(9), lambda: seen.append(provider.asked))
+    LLM(provider, max_concurrency=1, retry=ONCE).complete_all(requests(9), lambda: seen.append(provider.asked))
     assert seen == list(range(1, 10))
 
 

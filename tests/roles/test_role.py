@@ -39,7 +39,7 @@ from act_assets.tasks.pacific.task import PACIFIC
 from resources.errors import PromptError, RoleError
 from resources.llm.base import ChatMessage, LLMFailure, LLMRequest, LLMResponse, ProviderError, Sampling
 from resources.llm.client import LLM
-from resources.llm.retry import Persistence
+from resources.llm.retry import RetrySettings
 
 CONVERSATION = PACIFIC.reader.read(Path(__file__).parents[2] / "datasets" / "sample" / "pacific").train[0]
 PACIFIC_TURN = PACIFIC.turn_states(CONVERSATION)[0]
@@ -278,7 +278,7 @@ class Uneven:
 def test_ask_keeps_order_and_types_failures():
     labels = [f"{'fails' if i % 3 == 0 else 'item'} {i}" for i in range(12)]
     done = []
-    once = LLM(Uneven(), persistence=Persistence(attempts=1))
+    once = LLM(Uneven(), retry=RetrySettings(attempts=1))
     results = ask(once, [request(label) for label in labels], lambda: done.append(1))
     assert len(done) == 12
     for i, result in enumerate(results):

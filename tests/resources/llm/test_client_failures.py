@@ -31,10 +31,10 @@ from resources.llm.client import LLM, Memory
 from resources.llm.memo.memo import Memo, close_memos, memo_at
 from resources.llm.memo.records import key_of, question_of
 from resources.llm.prices import Price
-from resources.llm.retry import Persistence
+from resources.llm.retry import RetrySettings
 
 PRICE = Price(1e6, 1e6)  # a dollar for each token
-QUICK = Persistence(timeout_s=5.0, attempts=3, patience_s=5.0, backoff_s=0.001)
+QUICK = RetrySettings(timeout_s=5.0, attempts=3, patience_s=5.0, backoff_s=0.001)
 Step = str | Exception | Callable[[], Awaitable[str]]
 
 
@@ -86,7 +86,7 @@ def test_failures_are_not_kept_and_only_they_are_asked_again(memo: Memo) -> None
     kinds: tuple[FailureKind, ...] = ("unavailable", "blocked", "empty", "truncated", "rejected", "timeout")
     provider = Provider(**{kind: [fails(kind), "late"] for kind in kinds}, blank=[" \n", "text"])
     questions = ["a", *kinds, "blank", "b"]
-    first = LLM(provider, memory=Memory(memo), persistence=QUICK)
+    first = LLM(provider, memory=Memory(memo), retry=QUICK)
     results = first.complete_all(asking(*questions))
     assert outcomes(results) == ["answer to a", *kinds, "empty", "answer to b"]
     failed = [r for r in results if isinstance(r, LLMFailure)]
@@ -96,7 +96,7 @@ def test_failures_are_not_kept_and_only_they_are_asked_again(memo: Memo) -> None
     provider.asked.clear()
     provider.steps = {kind: ["late"] for kind in (*kinds, "blank")}
     for asked in ([*kinds, "blank"], []):
-        again = LLM(provider, memory=Memory(memo_at(memo.folder)), persistence=QUICK)
+        again = LLM(provider, memory=Memory(memo_at(memo.folder)), retry=QUICK)
         assert outcomes(again.complete_all(asking(*questions))) == ["answer to a", *["late"] * 7, "answer to b"]
         assert sorted(provider.asked) == sorted(asked) and again.usage.calls == len(asked)
         provider.asked.clear()
@@ -105,7 +105,7 @@ def test_failures_are_not_kept_and_only_they_are_asked_again(memo: Memo) -> None
 @pytest.mark.parametrize("kind", ["unavailable", "timeout"])
 def test_what_may_pass_is_tried_again_a_bounded_number_of_times(memo: Memo, kind: FailureKind) -> None:
     provider = Provider(a=[fails(kind, retryable=True)], b=[*[fails(kind, retryable=True)] * 2, "at last"])
-    llm = LLM(provider, memory=Memory(memo), persistence=QUICK)
+    llm = LLM(provider, memory=Memory(memo), retry=QUICK)
     failed, answered = llm.complete_all(asking("a", "b"))
     assert isinstance(failed, LLMFailure) and failed.kind == kind and failed.retryable
     assert failed.message == f"said {kind} (3 attempts)"
@@ -118,7 +118,7 @@ def test_what_may_pass_is_tried_again_a_bounded_number_of_times(memo: Memo, kind
 @pytest.mark.parametrize("retryable", [True, False])
 def test_what_will_not_change_is_tried_once(memo: Memo, kind: FailureKind, retryable: bool) -> None:
     provider = Provider(a=[fails(kind, retryable=retryable, lost=7), "never"])
-    llm = LLM(provider, memory=Memory(memo), persistence=QUICK, price=PRICE)
+    llm = LLM(provider, memory=Memory(memo), retry=QUICK, price=PRICE)
     [failed] = llm.complete_all(asking("a"))
     assert isinstance(failed, LLMFailure) and (failed.kind, failed.retryable) == (kind, retryable)
     assert provider.asked == ["a"] and (llm.usage.calls, llm.usage.retries) == (1, 0)
@@ -128,15 +128,15 @@ def test_what_will_not_change_is_tried_once(memo: Memo, kind: FailureKind, retry
 
 def test_unavailable_is_not_tried_again_where_the_provider_says_so(memo: Memo) -> None:
     provider = Provider(a=[fails("unavailable", retryable=False), "never"])
-    assert outcomes(LLM(provider, persistence=QUICK).complete_all(asking("a"))) == ["unavailable"]
+    assert outcomes(LLM(provider, retry=QUICK).complete_all(asking("a"))) == ["unavailable"]
     assert provider.asked == ["a"]
 
 
 def test_a_provider_that_says_429_uses_up_no_attempts(memo: Memo) -> None:
     busy = fails("rate_limited", retryable=True, wait=0.01)
     provider = Provider(a=[*[busy] * 6, fails("unavailable", retryable=True), busy, "at last"])
-    once = Persistence(attempts=2, patience_s=5.0, backoff_s=0.001)
-    llm = LLM(provider, memory=Memory(memo), persistence=once)
+    once = RetrySettings(attempts=2, patience_s=5.0, backoff_s=0.001)
+    llm = LLM(provider, memory=Memory(memo), retry=once)
     assert outcomes(llm.complete_all(asking("a"))) == ["at last"]
     assert (llm.usage.calls, llm.usage.retries) == (1, 8)
 
@@ -144,14 +144,14 @@ def test_a_provider_that_says_429_uses_up_no_attempts(memo: Memo) -> None:
 def test_patience_with_429s_is_bounded(memo: Memo) -> None:
     provider = Provider(a=[fails("rate_limited", retryable=True, wait=0.05)])
     started = time.monotonic()
-    [failed] = LLM(provider, persistence=Persistence(patience_s=0.2)).complete_all(asking("a"))
+    [failed] = LLM(provider, retry=RetrySettings(patience_s=0.2)).complete_all(asking("a"))
     assert isinstance(failed, LLMFailure) and failed.kind == "rate_limited" and failed.retryable
     assert "waited" in failed.message and 2 <= len(provider.asked) <= 5 and time.monotonic() - started < 3
     provider = Provider(a=[fails("rate_limited", retryable=True, wait=1000.0)])
-    [failed] = LLM(provider, persistence=Persistence(patience_s=900.0)).complete_all(asking("a"))
+    [failed] = LLM(provider, retry=RetrySettings(patience_s=900.0)).complete_all(asking("a"))
     assert isinstance(failed, LLMFailure) and "told to wait 1000 s" in failed.message and provider.asked == ["a"]
     provider = Provider(a=[fails("rate_limited", retryable=False)])
-    assert outcomes(LLM(provider, persistence=QUICK).complete_all(asking("a"))) == ["rate_limited"]
+    assert outcomes(LLM(provider, retry=QUICK).complete_all(asking("a"))) == ["rate_limited"]
     assert provider.asked == ["a"]
 
 
@@ -161,8 +161,8 @@ def test_a_provider_that_hangs_is_given_up(memo: Memo) -> None:
         return "too late"
 
     provider = Provider(a=[hang], b=[hang, "in time"])
-    limited = Persistence(timeout_s=0.05, attempts=2, backoff_s=0.001)
-    llm = LLM(provider, memory=Memory(memo), persistence=limited)
+    limited = RetrySettings(timeout_s=0.05, attempts=2, backoff_s=0.001)
+    llm = LLM(provider, memory=Memory(memo), retry=limited)
     started = time.monotonic()
     failed, answered = llm.complete_all(asking("a", "b"))
     assert time.monotonic() - started < 5
@@ -197,8 +197,8 @@ def test_a_budget_stops_the_run_and_keeps_what_was_paid(memo: Memo, bounds: tupl
 def can_be_asked_elsewhere(folder: Path, *questions: str) -> list[bool]:
     """Whether another process may ask these now."""
     keys = [key_of(question_of(Provider.name, Provider.base_url, r)) for r in asking(*questions)]
-    program = """import sys; from pathlib import Path; from resources.llm.memo.key_locks import Flights
-flights = Flights(Path(sys.argv[1])); print([flights.begin(key) for key in sys.argv[2:]])"""
+    program = """import sys; from pathlib import Path; from resources.llm.memo.key_locks import KeyLocks
+flights = KeyLocks(Path(sys.argv[1])); print([flights.acquire(key) for key in sys.argv[2:]])"""
     command = [sys.executable, "-c", program, str(folder / "flights.lock"), *keys]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return [word == "True" for word in said.strip("[]\n").split(", ")]
@@ -211,11 +211,11 @@ def test_a_bug_in_a_provider_comes_out_and_leaves_nothing_locked(memo: Memo) -> 
 
     locked: list[bool] = []
     provider = Provider(a=[seen_elsewhere, "now it works"])
-    llm = LLM(provider, memory=Memory(memo), persistence=QUICK, max_concurrency=1)
+    llm = LLM(provider, memory=Memory(memo), retry=QUICK, max_concurrency=1)
     with pytest.raises(ZeroDivisionError, match="a bug"):
         llm.complete_all(asking("a", "b", "a"))
     assert locked == [False, True]  # asked by this process at that moment
-    assert client_module._flights == {} and memo._open == {}
+    assert client_module._under_way == {} and memo._open == {}
     assert can_be_asked_elsewhere(memo.folder, "a", "b") == [True, True]
     assert outcomes(llm.complete_all(asking("a", "b"))) == ["now it works", "answer to b"]
 
@@ -228,7 +228,7 @@ def test_a_bug_ends_the_batch_at_once(memo: Memo) -> None:
     provider = Provider(slow=[slow], bug=[ZeroDivisionError("a bug")])
     with pytest.raises(ZeroDivisionError, match="a bug"):
         LLM(provider, memory=Memory(memo)).complete_all(asking("slow", "bug", "slow"))
-    assert client_module._flights == {} and memo._open == {}
+    assert client_module._under_way == {} and memo._open == {}
 
 
 def test_an_answer_that_cannot_be_kept_is_an_error(memo: Memo, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +242,7 @@ def test_an_answer_that_cannot_be_kept_is_an_error(memo: Memo, monkeypatch: pyte
         with pytest.raises(ActError, match="No space left on device") as caught:
             llm.complete_all(asking("a", "b"))
         assert "free disk space" in str(caught.value)
-    assert client_module._flights == {} and can_be_asked_elsewhere(memo.folder, "a") == [True]
+    assert client_module._under_way == {} and can_be_asked_elsewhere(memo.folder, "a") == [True]
     assert outcomes(llm.complete_all(asking("a", "b"))) == ["answer to a", "answer to b"]
 
 
@@ -277,8 +277,8 @@ def test_an_interrupt_keeps_what_is_under_way_and_sends_nothing_more(
     with pytest.raises(KeyboardInterrupt):
         llm.complete_all(asking(*questions))
     assert time.monotonic() - started < 5 and len(provider.asked) == under_way
-    assert llm.usage.calls == under_way and llm.line.pacer.in_flight == 0
-    assert client_module._flights == {} and memo._open == {}
+    assert llm.usage.calls == under_way and llm.sender.limiter.in_flight == 0
+    assert client_module._under_way == {} and memo._open == {}
     paid = set(provider.asked)
     provider.asked.clear()
     assert outcomes(llm.complete_all(asking(*questions))) == ["paid"] * 40

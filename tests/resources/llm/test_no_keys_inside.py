@@ -20,7 +20,7 @@ from resources.llm.gemini import GeminiProvider
 from resources.llm.memo.memo import close_memos
 from resources.llm.openai_chat import OpenAIProvider
 from resources.llm.rate_limit import Limits
-from resources.llm.retry import Persistence
+from resources.llm.retry import RetrySettings
 from resources.llm.service import CallSettings, Endpoint, open_llm
 
 KEYS = ("first-key-of-this-test-0123456789", "second-key-of-this-test-0123456789")
@@ -30,7 +30,7 @@ TRACES = (*KEYS, "x-goog-api-key", "authorization", "bearer")
 @pytest.fixture(params=["gemini", "openai"])
 def protocol(request: pytest.FixtureRequest, loopback: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A provider with two keys, used for the first time."""
-    monkeypatch.setattr(service, "_pacers", {})
+    monkeypatch.setattr(service, "_limiters", {})
     monkeypatch.setenv("GEMINI_API_KEYS", " ".join(KEYS))
     monkeypatch.setenv("OPENAI_API_KEYS", ",".join(KEYS))
     yield request.param
@@ -39,7 +39,7 @@ def protocol(request: pytest.FixtureRequest, loopback: Any, monkeypatch: pytest.
 
 def ask(protocol: str, server: Any, memo: Path, number: int) -> list[LLMResponse | LLMFailure]:
     url = server.url if protocol == "gemini" else f"{server.url}/v1"
-    endpoint = Endpoint(protocol, "m", url, Limits(4), Persistence(attempts=1, patience_s=0.0))
+    endpoint = Endpoint(protocol, "m", url, Limits(4), RetrySettings(attempts=1, patience_s=0.0))
     requests = [
         LLMRequest("user", "m", (ChatMessage("user", f"question {i}"),), Sampling(), f"turn {i}") for i in range(number)
     ]

@@ -98,7 +98,7 @@ def test_no_key_is_no_mistake_until_something_has_to_be_asked(
         monkeypatch.setenv("GEMINI_API_KEY", "a-key-of-mine")
         paid = open_llm(endpoint, settings, no_embedded).complete_all(requests(5))
         monkeypatch.delenv("GEMINI_API_KEY")
-        monkeypatch.setattr("resources.llm.service._pacers", {})  # as another process without a key
+        monkeypatch.setattr("resources.llm.service._limiters", {})  # as another process without a key
         llm = open_llm(endpoint, settings, no_embedded)
         assert llm.complete_all(requests(5)) == paid and llm.usage.hits == 5
         (failure,) = llm.complete_all(requests(6))[5:]
@@ -112,23 +112,23 @@ def test_a_server_of_ones_own_needs_no_key(loopback: Any, settings: CallSettings
         llm = open_llm(Endpoint("openai", "m", f"{server.url}/v1/"), settings, no_embedded)
         (answer,) = llm.complete_all(requests(1))
     assert isinstance(answer, LLMResponse)
-    assert llm.usage.cost_usd == 0 and llm.line.price is None, "its price is not known, and not taken for nothing"
+    assert llm.usage.cost_usd == 0 and llm.sender.price is None, "its price is not known, and not taken for nothing"
 
 
 def test_roles_of_one_endpoint_share_its_pace(loopback: Any, settings: CallSettings) -> None:
     with loopback.Loopback(loopback.always(latency_s=0.02)) as server:
         one = open_llm(Endpoint("openai", "m", f"{server.url}/v1", Limits(2)), settings, no_embedded)
         two = open_llm(Endpoint("openai", "m", f"{server.url}/v1", Limits(4, 900)), settings, no_embedded)
-        assert one.line.pacer is two.line.pacer
+        assert one.sender.limiter is two.sender.limiter
         one.complete_all(requests(12))
         assert server.max_concurrency == 2, "a role keeps to its own bound"
-        assert two.line.pacer.limits == Limits(4, 900, None)
+        assert two.sender.limiter.limits == Limits(4, 900, None)
 
 
 def test_costs_are_those_of_the_price_table(settings: CallSettings) -> None:
     llm = open_llm(Endpoint("gemini", "gemini-2.5-flash"), settings, no_embedded)
-    assert llm.line.price is not None
-    assert llm.line.cost(1_000_000, 0) == pytest.approx(llm.line.price.input)
+    assert llm.sender.price is not None
+    assert llm.sender.cost(1_000_000, 0) == pytest.approx(llm.sender.price.input)
 
 
 def test_dollars_cannot_bound_what_has_no_price(tmp_path: Path) -> None:

@@ -114,12 +114,12 @@ def test_eight_threads_ask_each_question_once(memo: Memo) -> None:
     assert sum(u.calls for u in usages) == 40 and sum(u.hits for u in usages) == 7 * 40
     assert sum(u.cost_usd for u in usages) == 40 * 11 and sum(u.saved_usd for u in usages) == 7 * 40 * 11
     assert sum(u.failures + u.retries for u in usages) == 0
-    assert memo._open == {} and client_module._flights == {}
+    assert memo._open == {} and client_module._under_way == {}
 
 
 def test_no_more_is_under_way_or_locked_than_allowed(memo: Memo, monkeypatch: pytest.MonkeyPatch) -> None:
     provider = Provider(latency_s=0.002)
-    begin, end, held, most = memo.flights.begin, memo.flights.end, set(), []
+    begin, end, held, most = memo.key_locks.acquire, memo.key_locks.release, set(), []
 
     def begun(key: str) -> bool:
         held.add(key)
@@ -130,8 +130,8 @@ def test_no_more_is_under_way_or_locked_than_allowed(memo: Memo, monkeypatch: py
         held.remove(key)
         end(key)
 
-    monkeypatch.setattr(memo.flights, "begin", begun)
-    monkeypatch.setattr(memo.flights, "end", ended)
+    monkeypatch.setattr(memo.key_locks, "begin", begun)
+    monkeypatch.setattr(memo.key_locks, "end", ended)
     LLM(provider, memory=Memory(memo), max_concurrency=3).complete_all(asking(*map(str, range(30))))
     assert provider.most == 3 and max(most) == 3 and not held
 

@@ -239,7 +239,7 @@ def test_a_database_that_is_gone_is_made_anew(
 
 def test_a_damaged_segment_is_reported_and_the_others_are_used(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     database = Database(folder)
-    segments = database.segments("answers")
+    segments = database.archive.segments("answers")
     for number, spoil in enumerate(
         (
             lambda p: p.write_bytes(b"no Parquet"),

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from resources.errors import ActError
 from resources.llm.memo import database as database_module
-from resources.llm.memo.database import Busy, Database, Stored
+from resources.llm.memo.database import Busy, Database
 from resources.llm.memo.journal import Journal, journals, to_line
 from resources.llm.memo.memo import Memo
 from resources.llm.memo.records import Answer, Use
@@ -93,8 +93,8 @@ def test_an_answer_is_found_as_it_was_given(tmp_path: Path, make_answer: MakeAns
     assert len(found) == 5002
     for answer in odd:
         assert found[answer.key].created_at == pytest.approx(answer.created_at, abs=1e-6)
-        assert replace(found[answer.key], created_at=answer.created_at) == Stored.of(answer)
-        assert found[answer.key].response() == answer.response()
+        assert replace(found[answer.key], created_at=answer.created_at) == answer.stored()
+        assert found[answer.key].response() == answer.stored().response()
 
 
 @pytest.mark.parametrize("when", ["before the rows are archived", "before they are in", "after", "while deleting"])
@@ -151,14 +151,14 @@ def test_many_small_segments_become_one_that_holds_the_same(
     database = Database(tmp_path)
     for number in range(3):
         database.fold([make_answer(f"{number}")], [Use(id=f"u{number}")])
-    damaged = database.segments("answers")[1]
+    damaged = database.archive.segments("answers")[1]
     damaged.write_bytes(b"PAR1 no more")
-    assert len(database.segments("answers")) == len(database.segments("uses")) == 3
+    assert len(database.archive.segments("answers")) == len(database.archive.segments("uses")) == 3
     with caplog.at_level(logging.WARNING):
         database.fold([make_answer("3")], [Use(id="u3")])
     assert damaged.name in caplog.text
-    assert len(database.segments("answers")) == 2 and damaged in database.segments("answers")
-    assert len(database.segments("uses")) == 1
+    assert len(database.archive.segments("answers")) == 2 and damaged in database.archive.segments("answers")
+    assert len(database.archive.segments("uses")) == 1
     database.path.unlink()
     assert ids(Database(tmp_path), "answers") == ["0 at 1.0", "2 at 1.0", "3 at 1.0"]
     assert ids(Database(tmp_path), "uses") == ["u0", "u1", "u2", "u3"]
@@ -233,7 +233,7 @@ def test_whoever_does_not_want_to_wait_is_told_that_another_process_is_writing(
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(Busy):
             database.fold([make_answer("a")], [], wait=False)
-        assert database.segments("answers") == []
+        assert database.archive.segments("answers") == []
     database.fold([make_answer("a")], [], wait=False)
     assert ids(database, "answers") == ["a at 1.0"]
 

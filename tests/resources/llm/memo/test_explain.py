@@ -18,8 +18,18 @@ from hypothesis import strategies as st
 from resources.errors import ActError
 from resources.llm.base import ChatMessage, LLMRequest, LLMResponse, Sampling
 from resources.llm.memo import explain as misses
-from resources.llm.memo.difference import differences, similarity, text_diff, visible
-from resources.llm.memo.explain import KEPT, Explanation, find_miss, read_question, record_miss, why_miss
+from resources.llm.memo.explain import (
+    KEPT,
+    Explanation,
+    differences,
+    find_miss,
+    read_question,
+    record_miss,
+    similarity,
+    text_diff,
+    visible,
+    why_miss,
+)
 from resources.llm.memo.memo import Memo
 from resources.llm.memo.records import Answer, Asker, canonical, key_of, new_answer, question_of
 

@@ -21,12 +21,12 @@ from hypothesis import strategies as st
 from resources.errors import ActError
 from resources.llm.base import ChatMessage, LLMRequest, LLMResponse, Sampling
 from resources.llm.memo import import_export as exchange
-from resources.llm.memo import view
+from resources.llm.memo import report as view
 from resources.llm.memo.import_export import Imported, export, import_
 from resources.llm.memo.memo import Memo
 from resources.llm.memo.records import Answer, Asker, key_of, new_answer, question_of, to_json
+from resources.llm.memo.report import Filters, age_s
 from resources.llm.memo.schema import ANSWERS, to_arrow
-from resources.llm.memo.view import Filters, age_s
 
 URL = "https://x.example"
 ALL = Filters()

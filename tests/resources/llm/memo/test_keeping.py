@@ -81,7 +81,7 @@ def test_answers_that_come_in_together_share_a_sync(
         while not disk.syncs:
             await asyncio.sleep(0.001)
         others = [asyncio.create_task(memo.keep(make_answer(f"{i}"))) for i in range(200)]
-        noted = asyncio.create_task(memo.note(Use(id="noted")))
+        noted = asyncio.create_task(memo.keep(Use(id="noted")))
         await asyncio.sleep(0.01)
         disk.free.set()
         await asyncio.gather(first, *others, noted)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from resources.llm.memo import key_locks as flights_module
-from resources.llm.memo.key_locks import Flights
+from resources.llm.memo.key_locks import KeyLocks
 from resources.llm.memo.memo import Memo
 from resources.llm.memo.records import key_of
 
@@ -24,8 +24,8 @@ A, B, C = map(key_of, "abc")
 OTHER = """
 import sys
 from pathlib import Path
-from resources.llm.memo.key_locks import Flights
-flights = Flights(Path(sys.argv[1]))
+from resources.llm.memo.key_locks import KeyLocks
+flights = KeyLocks(Path(sys.argv[1]))
 for line in sys.stdin:
     what, key = line.split()
     print(getattr(flights, what)(key), flush=True)
@@ -58,35 +58,35 @@ def other(tmp_path: Path) -> Iterator[Other]:
 
 
 def test_a_question_is_asked_by_one_process_at_a_time(tmp_path: Path, other: Other) -> None:
-    flights = Flights(tmp_path / "flights.lock")
-    assert flights.begin(A) and other("begin", B) == "True"
-    assert other("begin", A) == "False" and not flights.begin(B) and flights.begin(C)
-    flights.end(A)
-    assert other("begin", A) == "True" and not flights.begin(A)
+    flights = KeyLocks(tmp_path / "flights.lock")
+    assert flights.acquire(A) and other("begin", B) == "True"
+    assert other("begin", A) == "False" and not flights.acquire(B) and flights.acquire(C)
+    flights.release(A)
+    assert other("begin", A) == "True" and not flights.acquire(A)
     other("end", B)
-    assert flights.begin(B) and other("begin", C) == "False"
+    assert flights.acquire(B) and other("begin", C) == "False"
     # The locks are of the file, not of what is in it.
     assert (tmp_path / "flights.lock").stat().st_size == 0
 
 
 def test_a_killed_process_blocks_nobody(tmp_path: Path, other: Other) -> None:
-    flights = Flights(tmp_path / "flights.lock")
-    assert other("begin", A) == "True" and not flights.begin(A)
+    flights = KeyLocks(tmp_path / "flights.lock")
+    assert other("begin", A) == "True" and not flights.acquire(A)
     other.kill()
-    assert flights.begin(A)
+    assert flights.acquire(A)
 
 
 def test_a_file_system_without_locks_is_an_error_and_no_endless_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flights = Flights(tmp_path / "flights.lock")
+    flights = KeyLocks(tmp_path / "flights.lock")
 
     def lockf(*given: Any) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(flights_module.fcntl, "lockf", lockf)
     with pytest.raises(OSError, match=os.strerror(errno.ENOLCK)):
-        flights.begin(A)
+        flights.acquire(A)
 
 
 def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -135,7 +135,7 @@ def test_whoever_gave_up_waiting_does_not_end_the_lock_of_this_process(tmp_path:
             task.cancel()
         await asyncio.wait(given_up)
         other("end", A)
-        assert memo.flights.begin(A)  # another batch asks it
+        assert memo.key_locks.acquire(A)  # another batch asks it
         await asyncio.sleep(0.4)
         assert other("begin", A) == "False"
         other("end", B)

@@ -19,14 +19,14 @@ import pytest
 
 from resources.errors import ActError
 from resources.llm.base import ChatMessage, LLMRequest, LLMResponse, Sampling
-from resources.llm.memo import archive
-from resources.llm.memo.database import Database, write_parquet
+from resources.llm.memo import maintain
+from resources.llm.memo.database import Database
 from resources.llm.memo.journal import Journal, to_line
 from resources.llm.memo.maintain import Pruned, Verdict, prune, verify
 from resources.llm.memo.memo import Memo, close_memos
 from resources.llm.memo.records import Answer, Asker, Record, Use, new_answer, question_of
+from resources.llm.memo.report import Filters
 from resources.llm.memo.schema import ANSWERS, USES, to_arrow
-from resources.llm.memo.view import Filters
 
 URL = "https://x.example"
 
@@ -175,7 +175,7 @@ def test_pruning_an_empty_memo(memo: Memo) -> None:
 def test_all_that_was_pruned_leaves_an_empty_archive(memo: Memo) -> None:
     folded(memo.folder, paid())
     prune(memo, Filters(models=("model-1",)), dry_run=False)
-    assert memo.database.segments("answers") == []
+    assert memo.database.archive.segments("answers") == []
     assert verify(memo.folder) == Verdict()
 
 
@@ -185,10 +185,10 @@ def test_a_prune_that_is_killed_loses_nothing_that_was_to_stay(folder: Path, ste
     folded(folder, paid("a", "a"), paid("b", "b", role="intent"))
     folded(folder, paid("c", "c"))
     code = (
-        "import os, sys; from pathlib import Path; from resources.llm.memo import archive, maintain;"
-        "from resources.llm.memo.memo import Memo; from resources.llm.memo.view import Filters;"
+        "import os, sys; from pathlib import Path; from resources.llm.memo import maintain;"
+        "from resources.llm.memo.memo import Memo; from resources.llm.memo.report import Filters;"
         "die = lambda *_: os.kill(os.getpid(), 9);"
-        f"setattr(Path if {step!r} == 'unlink' else archive, {step!r}, die);"
+        f"setattr(Path if {step!r} == 'unlink' else maintain, {step!r}, die);"
         f"maintain.prune(Memo(Path({str(folder)!r})), Filters(roles=('intent',)), dry_run=False)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == -signal.SIGKILL
@@ -202,7 +202,7 @@ def test_a_prune_that_is_killed_loses_nothing_that_was_to_stay(folder: Path, ste
     prune(memo, Filters(roles=("intent",)), dry_run=False)
     lose_the_database(memo, "deleted")
     assert texts(memo) == ["a", "c"]
-    assert [p for p in memo.database.archive.iterdir() if not p.name.startswith("answers-")] == []
+    assert [p for p in memo.database.archive.folder.iterdir() if not p.name.startswith("answers-")] == []
     memo.close()
 
 
@@ -212,7 +212,7 @@ def test_a_prune_that_fails_changes_nothing(memo: Memo, monkeypatch: pytest.Monk
     def full(*_: object) -> None:
         raise ActError("no space left")
 
-    monkeypatch.setattr(archive, "write_answers", full)
+    monkeypatch.setattr(maintain, "write_answers", full)
     with pytest.raises(ActError, match="no space left"):
         prune(memo, Filters(keys=(paid("a").key,)), dry_run=False)
     assert texts(memo) == ["a", "b"]
@@ -222,7 +222,7 @@ def test_a_prune_that_fails_changes_nothing(memo: Memo, monkeypatch: pytest.Monk
 def test_rows_that_only_the_archive_has_are_not_lost_by_a_prune(memo: Memo) -> None:
     folded(memo.folder, paid("a", "a"))
     only = [paid("b", "b"), paid("c", "c", role="intent")]
-    write_parquet(memo.database.segment_path("answers"), to_arrow(only, ANSWERS))
+    memo.database.archive.add("answers", to_arrow(only, ANSWERS))
     done = prune(memo, Filters(roles=("intent",)), dry_run=False)
     assert done.answers == 1
     assert texts(memo) == ["a", "b"]
@@ -232,7 +232,7 @@ def test_rows_that_only_the_archive_has_are_not_lost_by_a_prune(memo: Memo) -> N
 
 def test_a_damaged_segment_is_set_aside_by_a_prune(memo: Memo) -> None:
     folded(memo.folder, paid("a", "a"), paid("b", "b", role="intent"))
-    (segment,) = memo.database.segments("answers")
+    (segment,) = memo.database.archive.segments("answers")
     spoil(segment)
     done = prune(memo, Filters(roles=("intent",)), dry_run=False)
     assert done.aside == (f"{segment.name}.damaged",)
@@ -278,7 +278,7 @@ def test_one_bit_of_the_database(many: Path, seed: int) -> None:
     content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
     path.write_bytes(content)
     verdict = verify(many)
-    assert path.read_bytes() == content, "verify mends nothing"
+    assert path.read_bytes() == content, "verify changes nothing"
     if not verdict.problems:  # a block that is not in use
         assert Database(many).query("SELECT sum(hash(a)) FROM (FROM answers UNION ALL FROM history) a") == before
         return
@@ -327,7 +327,7 @@ def test_a_segment_that_is_gone(many: Path) -> None:
     gone = sorted((many / "archive").glob("answers-*"))[0]
     gone.unlink()
     (problem,) = verify(many).problems
-    assert problem == "300 answers of the database are not in the archive: --repair mends it"
+    assert problem == "300 answers of the database are not in the archive: --repair fixes it"
     mended = verify(many, repair=True)
     assert mended.problems == ()
     assert mended.repaired == ("300 answers that only the database had were added to the archive",)
@@ -338,8 +338,8 @@ def test_a_segment_that_is_gone(many: Path) -> None:
 @pytest.mark.parametrize("kind", ["answers", "uses"])
 def test_rows_that_only_the_archive_has(many: Path, kind: str) -> None:
     rows = to_arrow([paid("new")], ANSWERS) if kind == "answers" else to_arrow([Use(hits=2)], USES)
-    write_parquet(Database(many).segment_path(kind), rows)
-    assert verify(many).problems == (f"1 {kind} of the archive are not in the database: --repair mends it",)
+    Database(many).archive.add(kind, rows)
+    assert verify(many).problems == (f"1 {kind} of the archive are not in the database: --repair fixes it",)
     mended = verify(many, repair=True)
     assert mended.problems == ()
     assert mended.repaired == (f"1 {kind} that only the archive had were added to the database",)
@@ -347,9 +347,9 @@ def test_rows_that_only_the_archive_has(many: Path, kind: str) -> None:
 
 
 def test_uses_that_only_the_database_has(many: Path) -> None:
-    for path in Database(many).segments("uses"):
+    for path in Database(many).archive.segments("uses"):
         path.unlink()
-    assert verify(many).problems == ("200 uses of the database are not in the archive: --repair mends it",)
+    assert verify(many).problems == ("200 uses of the database are not in the archive: --repair fixes it",)
     assert verify(many, repair=True).problems == ()
 
 
@@ -359,7 +359,7 @@ def test_an_answer_that_is_not_the_same_in_the_archive(folder: Path) -> None:
     with database.writing() as connection:
         connection.execute("UPDATE answers SET text = 'That.' WHERE key = ?", [paid("a").key])
     assert verify(folder).problems == (
-        "1 answers are not the same in the archive as in the database: --repair mends it",
+        "1 answers are not the same in the archive as in the database: --repair fixes it",
     )
     assert verify(folder, repair=True).problems == ()
     database.path.unlink()
@@ -387,8 +387,10 @@ def test_a_key_that_is_there_twice(folder: Path) -> None:
 
 def test_a_row_of_the_archive_that_cannot_be_true(folder: Path) -> None:
     folded(folder, paid("a"))
-    write_parquet(Database(folder).segment_path("answers"), to_arrow([replace(paid("b"), key="0" * 64)], ANSWERS))
-    assert verify(folder).problems == ("1 answers of the archive are not in the database: --repair mends it",)
+    write_parquet(
+        Database(folder).archive.new_segment("answers"), to_arrow([replace(paid("b"), key="0" * 64)], ANSWERS)
+    )
+    assert verify(folder).problems == ("1 answers of the archive are not in the database: --repair fixes it",)
     mended = verify(folder, repair=True)
     assert (mended.problems, mended.answers, len(mended.notes)) == ((), 1, 2), "both segments are set aside"
     Database(folder).path.unlink()
@@ -427,8 +429,9 @@ def left_behind(folder: Path, content: bytes) -> Path:
     journal = Journal(folder / "journal")
     (folder / "journal").mkdir(parents=True, exist_ok=True)
     journal.append([content])
-    path = journal.seal()
-    assert path is not None
+    assert journal.path is not None
+    path = journal.path
+    journal.seal()
     return path
 
 
@@ -476,8 +479,8 @@ def test_rows_that_a_journal_brings_again_are_not_missed(folder: Path) -> None:
     folded(folder, paid("a"))
     answer, use = paid("b"), Use(hits=1)
     left_behind(folder, to_line(answer) + to_line(use))
-    write_parquet(Database(folder).segment_path("answers"), to_arrow([answer], ANSWERS))
-    write_parquet(Database(folder).segment_path("uses"), to_arrow([use], USES))
+    Database(folder).archive.add("answers", to_arrow([answer], ANSWERS))
+    Database(folder).archive.add("uses", to_arrow([use], USES))
     assert verify(folder).problems == ()
 
 
@@ -494,10 +497,10 @@ def test_files_set_aside_are_listed_with_their_sizes(many: Path) -> None:
 
 def test_a_repair_is_kept(many: Path) -> None:
     """Each kind of damage at once."""
-    segments = Database(many).segments("answers")
+    segments = Database(many).archive.segments("answers")
     spoil(segments[0])
-    write_parquet(Database(many).segment_path("answers"), to_arrow([paid("new")], ANSWERS))
-    Database(many).segments("uses")[0].unlink()
+    Database(many).archive.add("answers", to_arrow([paid("new")], ANSWERS))
+    Database(many).archive.segments("uses")[0].unlink()
     assert len(verify(many).problems) >= 3
     mended = verify(many, repair=True)
     assert mended.problems == ()

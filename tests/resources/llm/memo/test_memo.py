@@ -12,12 +12,11 @@ from typing import Any
 
 import pytest
 
+from resources.llm.memo import journal as tails_module
 from resources.llm.memo import memo as memo_module
-from resources.llm.memo import tails as tails_module
-from resources.llm.memo.database import Stored
 from resources.llm.memo.journal import journals
 from resources.llm.memo.memo import Memo
-from resources.llm.memo.records import Answer, key_of
+from resources.llm.memo.records import Answer, Stored, key_of
 
 MakeAnswer = Callable[..., Answer]
 
@@ -284,4 +283,4 @@ def test_no_answer_is_missed_while_journals_are_folded(
     assert not journals(ours.journal_folder) and ours._own == {}
     assert ours.database.query("SELECT count(*), count(DISTINCT key) FROM answers") == [(480, 480)]
     assert ours.database.query("SELECT count(*) FROM history") == [(0,)]
-    assert len(ours.database.segments("answers")) > 2  # folded meanwhile
+    assert len(ours.database.archive.segments("answers")) > 2  # folded meanwhile

@@ -17,7 +17,7 @@ from resources.errors import ActError
 from resources.llm.base import ChatMessage, LLMRequest, LLMResponse, Sampling
 from resources.llm.memo.memo import Memo
 from resources.llm.memo.records import Answer, Asker, Record, Use, key_of, new_answer, question_of
-from resources.llm.memo.report import Group, show, stats
+from resources.llm.memo.report import UsageGroup, show, stats
 
 ASKER = Asker("pairs", "pacific|50", "run-1", "run-1")
 
@@ -62,7 +62,7 @@ def folded(memo: Memo, *records: Record) -> None:
 def test_an_empty_memo(memo: Memo) -> None:
     found = stats(memo)
     assert (found.groups, found.answers, found.history, found.unfolded, found.oldest) == ((), 0, 0, 0, None)
-    assert found.total == Group(())
+    assert found.total == UsageGroup(())
     assert found.total.hit_rate is None
     assert not memo.database.path.exists()
 
@@ -80,10 +80,10 @@ def test_sums_by_model_and_role(memo: Memo) -> None:
     found = stats(memo)
     assert found.by == ("model", "role")
     assert found.groups == (
-        Group(("m", "generator"), 2, 3, 0, 20, 6, 1.25, 1.5),
-        Group(("m", "intent"), 1, 0, 2, 17, 4, 0.75, 0.0),
+        UsageGroup(("m", "generator"), 2, 3, 0, 20, 6, 1.25, 1.5),
+        UsageGroup(("m", "intent"), 1, 0, 2, 17, 4, 0.75, 0.0),
     )
-    assert found.total == Group((), 3, 3, 2, 37, 10, 2.0, 1.5)
+    assert found.total == UsageGroup((), 3, 3, 2, 37, 10, 2.0, 1.5)
     assert found.groups[0].hit_rate == 3 / 5
     assert (found.answers, found.history, found.oldest) == (2, 1, 5.0)
     assert found.newest is not None
@@ -105,7 +105,7 @@ def test_any_grouping_has_the_same_total(memo: Memo, by: tuple[str, ...]) -> Non
     found = stats(memo, by)
     assert found.by == by
     assert all(len(group.of) == len(by) for group in found.groups)
-    assert found.total == Group((), 3, 1, 0, 30, 9, 1.5, 0.5)
+    assert found.total == UsageGroup((), 3, 1, 0, 30, 9, 1.5, 0.5)
     assert sum(g.answers for g in found.groups) == 3
     assert sum(g.hits for g in found.groups) == 1
 

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from resources.llm.memo import tails as tails_module
-from resources.llm.memo.journal import to_line
+from resources.llm.memo import journal as tails_module
+from resources.llm.memo.journal import OtherJournals, to_line
 from resources.llm.memo.records import Answer, Use, key_of
-from resources.llm.memo.tails import Tails
 
 MakeAnswer = Callable[..., Answer]
 A, B, C, D, E = map(key_of, "abcde")
@@ -23,13 +22,13 @@ def written(path: Path, *records: Answer | Use) -> bytes:
     return content
 
 
-def found(tails: Tails, *keys: str) -> list[str]:
+def found(tails: OtherJournals, *keys: str) -> list[str]:
     tails.refresh("own.jsonl")
     return [key for key in keys if tails.get(key)]
 
 
 def test_lines_are_seen_when_they_are_whole(tmp_path: Path, make_answer: MakeAnswer) -> None:
-    tails, path = Tails(tmp_path), tmp_path / "other.jsonl"
+    tails, path = OtherJournals(tmp_path), tmp_path / "other.jsonl"
     lines = [to_line(make_answer(A)), to_line(Use(role=f'"key":"{C}"')), to_line(make_answer(B, text=f'"key":"{C}"'))]
     for at in range(0, sum(map(len, lines)) + 1, 7):
         path.write_bytes(b"".join(lines)[:at])
@@ -44,7 +43,7 @@ def test_lines_are_seen_when_they_are_whole(tmp_path: Path, make_answer: MakeAns
 def test_only_journals_of_others_count_and_the_newest_answer_of_them_all(
     tmp_path: Path, make_answer: MakeAnswer
 ) -> None:
-    tails = Tails(tmp_path)
+    tails = OtherJournals(tmp_path)
     for number, name in enumerate(["1.jsonl", "2.jsonl", "3.jsonl", "own.jsonl", "4.jsonl.damaged", "5.new"]):
         when = [2.0, 3.0, 1.0][number % 3] + 10 * (number // 3)
         written(tmp_path / name, make_answer(A, when), make_answer(B, when - 0.5), make_answer(B, when))
@@ -55,7 +54,7 @@ def test_only_journals_of_others_count_and_the_newest_answer_of_them_all(
 
 
 def test_a_damaged_line_hides_no_other(tmp_path: Path, make_answer: MakeAnswer) -> None:
-    tails, path = Tails(tmp_path), tmp_path / "other.jsonl"
+    tails, path = OtherJournals(tmp_path), tmp_path / "other.jsonl"
     content = written(path, make_answer(A), make_answer(B), make_answer(C))
     middle = len(to_line(make_answer(A))) + 30
     path.write_bytes(content[:middle] + b"~" + content[middle + 1 :])
@@ -67,7 +66,7 @@ def test_a_damaged_line_hides_no_other(tmp_path: Path, make_answer: MakeAnswer) 
 
 def test_a_journal_that_was_cut_back_and_written_over_is_read_again(tmp_path: Path, make_answer: MakeAnswer) -> None:
     # Its process had a full disk in the middle of a write.
-    tails, path = Tails(tmp_path), tmp_path / "other.jsonl"
+    tails, path = OtherJournals(tmp_path), tmp_path / "other.jsonl"
     content = written(path, make_answer(A), make_answer(B, text="long " * 50))
     assert found(tails, A, B) == [A, B]
     path.write_bytes(content[: len(to_line(make_answer(A)))])
@@ -82,7 +81,7 @@ def test_a_journal_that_was_cut_back_and_written_over_is_read_again(tmp_path: Pa
 
 
 def test_folded_journals_are_let_go(tmp_path: Path, make_answer: MakeAnswer) -> None:
-    tails = Tails(tmp_path)
+    tails = OtherJournals(tmp_path)
     before = len(os.listdir("/dev/fd"))
     for number in range(20):
         path = tmp_path / f"{number}.jsonl"
@@ -127,7 +126,7 @@ def test_the_folder_is_listed_again_as_long_as_its_time_stamp_may_be_too_coarse(
 
     monkeypatch.setattr(tails_module, "time", clock)
     monkeypatch.setattr(tails_module.os, "listdir", slowly)
-    tails = Tails(tmp_path)
+    tails = OtherJournals(tmp_path)
     new_journal(A)
     for now, key in ((stamp + 0.01, B), (stamp + 0.09, C)):
         clock.now = now

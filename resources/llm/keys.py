@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from contextlib import suppress
-from urllib.parse import SplitResult, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from resources.errors import ActError
 
@@ -57,10 +56,12 @@ def clean_base_url(url: str) -> str:
     The errors repeat no more of it than the host: what is wrong may be a key in the wrong place.
     """
     url = url.strip()
-    parts: SplitResult | None = None
-    with suppress(ValueError):  # where the port is no number, too
-        parts = None if re.search(r"[\s\\]", url) or urlsplit(url).port == 0 else urlsplit(url)
-    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit("" if re.search(r"[\s\\]", url) else url)
+        _ = parts.port  # raises ValueError where it is no number
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ActError(
             "the base URL of the language model's server is no http(s) URL",
             todo="write it as https://host or http://host:port/path",

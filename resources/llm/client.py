@@ -20,7 +20,7 @@ from typing import Any, Literal
 from resources.llm.base import SAMPLES, Exchange, LLMFailure, LLMRequest, LLMResult, Provider, Usage
 from resources.llm.budget import Budget
 from resources.llm.memo.explain import record_miss
-from resources.llm.memo.memo import POLL_S, Memo
+from resources.llm.memo.memo import POLL_S, Memo, Watch
 from resources.llm.memo.records import Asker, Stored, key_of, new_answer, new_use, question_of
 from resources.llm.prices import Price
 from resources.llm.rate_limit import Limits, RateLimiter
@@ -120,18 +120,15 @@ class _Batch:
         memo = memory.memo
         questions = [self.llm.question(r) for r in self.requests]
         keys = [key_of(q) for q in questions]
-        found, generation = await asyncio.to_thread(memo.look_up, keys, memory.not_before)
-        missing = {k for k in keys if k not in found}
-        memo.opened(missing, generation)
+        watch = await asyncio.to_thread(Watch, memo, keys, memory.not_before)
         try:
             return await self._gather(
                 [
-                    self._counted(r, self._recall(found[k]) if k in found else self._share(memory, r, q, k))
+                    self._counted(r, self._recall(watch.found[k]) if k in watch.found else self._share(watch, r, q, k))
                     for r, q, k in zip(self.requests, questions, keys, strict=True)
                 ]
             )
         finally:
-            memo.closed(missing)
             if self._unnoted.hits or self._unnoted.failures:
                 await self._note(memo)
 
@@ -172,9 +169,9 @@ class _Batch:
 
     # --- one question, once in this process and once in all of them ------------------------------------------
 
-    async def _share(self, memory: Memory, request: LLMRequest, question: str, key: str) -> CallOutcome:
+    async def _share(self, watch: Watch, request: LLMRequest, question: str, key: str) -> CallOutcome:
         """The outcome of a question that the memo did not hold; the same question is under way only once."""
-        identity = (os.getpid(), memory.memo.folder, key)
+        identity = (os.getpid(), watch.memo.folder, key)
         while (asked := _under_way.get(identity)) is not None:
             outcome = await asyncio.shield(asked)
             if outcome is not None and not outcome.own:
@@ -183,29 +180,26 @@ class _Batch:
         _under_way[identity] = future
         outcome = None
         try:
-            outcome = await self._lead(memory, request, question, key)
+            outcome = await self._lead(watch, request, question, key)
             return outcome
         finally:
             del _under_way[identity]
             future.set_result(outcome)
 
-    async def _lead(self, memory: Memory, request: LLMRequest, question: str, key: str) -> CallOutcome:
+    async def _lead(self, watch: Watch, request: LLMRequest, question: str, key: str) -> CallOutcome:
         """Asks, unless another process is asking; then waits until that one has been answered, has
         given up or has died. Locks no more questions at a time than may be asked at a time, so that
         processes share the work."""
-        memo = memory.memo
+        memo = watch.memo
         pause, longest = POLL_S
         while True:
             async with self._gate:
                 if memo.key_locks.acquire(key):
                     try:
-                        if memo.stale():
-                            stored = await asyncio.to_thread(memo.answered, key, memory.not_before)
-                        else:
-                            stored = memo.answered(key, memory.not_before)
+                        stored = await asyncio.to_thread(watch.answered, key) if watch.stale() else watch.answered(key)
                         if stored is not None:
                             return await self._recall(stored)
-                        if memory.offline:
+                        if self.llm.memory and self.llm.memory.offline:
                             label = request.label
                             await asyncio.to_thread(record_miss, memo.folder, key, question, request.role, label)
                             missed = LLMFailure("offline", f"not in the memo: key {key}", False, label)

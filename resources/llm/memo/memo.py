@@ -51,13 +51,10 @@ class Memo:
         self._mutex = threading.RLock()
         self._own: dict[str, Stored] = {}
         self._others = OtherJournals(self.journal_folder)
-        self._generation = -1
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="memo-journal")
         self._folder_thread = ThreadPoolExecutor(1, thread_name_prefix="memo-fold")
         self._pending: list[tuple[Record, asyncio.Future[None]]] = []
         self._flushing = False
-        self._open: dict[str, int] = {}  # questions of this process that are not answered yet
-        self._late: dict[str, Stored] = {}  # those found in the database since
         self._fold_aside(wait=True)
 
     # --- looking up ------------------------------------------------------------------------------------------
@@ -77,46 +74,15 @@ class Memo:
                 newest = {key: self._newest(key, folded) for key in wanted}
             return Found({k: s for k, s in newest.items() if s and s.created_at >= not_before}, generation)
 
-    def answered(self, key: str, not_before: float = 0.0) -> Stored | None:
-        """What `look_up` would find for a question announced by `opened`; the database is asked for
-        all open questions together, and only when it has changed (`stale`: then this may take a
-        while)."""
-        while True:
-            with self._mutex:
-                self._read_journals()
-                generation, open_now = self.database.generation(), list(self._open)
-                if generation == self._generation:
-                    newest = self._newest(key, self._late)
-                    return newest if newest and newest.created_at >= not_before else None
-            late = self.database.look_up(open_now)  # without the mutex: it may wait for another process
-            with self._mutex:
-                if self._open.keys() <= set(open_now):  # else a question was opened meanwhile: look again
-                    self._late, self._generation = late, generation
-
-    def stale(self) -> bool:
-        """Whether the database has changed since it was last asked for the open questions."""
-        return self.database.generation() != self._generation
-
-    def opened(self, keys: Iterable[str], generation: int) -> None:
-        """Announces questions that are going to be asked, which `look_up` has not found at `generation`."""
+    def unfolded(self, key: str) -> Stored | None:
+        """The newest answer of a key that is in a journal."""
         with self._mutex:
-            self._generation = min(self._generation, generation) if self._open else generation
-            for key in keys:
-                self._open[key] = self._open.get(key, 0) + 1
-
-    def closed(self, keys: Iterable[str]) -> None:
-        """The questions are answered, or given up."""
-        with self._mutex:
-            for key in keys:
-                self._open[key] -= 1
-                if not self._open[key]:
-                    del self._open[key]
-            if not self._open:
-                self._late = {}
+            self._read_journals()
+            return self._newest(key, {})
 
     def _newest(self, key: str, folded: dict[str, Stored]) -> Stored | None:
         places = (self._own.get(key), self._others.get(key), folded.get(key))
-        return max((s for s in places if s), key=lambda s: s.created_at, default=None)
+        return max((s for s in places if s), key=_created_at, default=None)
 
     def _read_journals(self) -> None:
         """Sees what other processes have written since the last time."""
@@ -233,6 +199,38 @@ class Memo:
         with self._mutex:
             self._seal()
         self._fold_aside(wait=True)
+
+
+class Watch:
+    """Some questions: what was `found` of them, and what any process has been answered since. Safe for threads."""
+
+    def __init__(self, memo: Memo, keys: Iterable[str], not_before: float = 0.0) -> None:
+        self.memo, self._not_before = memo, not_before
+        wanted = list(keys)
+        self.found, self._generation = memo.look_up(wanted, not_before)
+        self._missing = [key for key in wanted if key not in self.found]
+        self._late: dict[str, Stored] = {}
+        self._mutex = threading.Lock()
+
+    def answered(self, key: str) -> Stored | None:
+        """What a look-up of a question that was not found would find now; the database is asked for all
+        of them together, and only when it has changed (`stale`: then this may take a while)."""
+        while True:
+            unfolded = self.memo.unfolded(key)  # before the generation: what is folded now is noticed there
+            if not self.stale():
+                both = (unfolded, self._late.get(key))
+                return max((s for s in both if s and s.created_at >= self._not_before), key=_created_at, default=None)
+            with self._mutex:
+                if self.stale():
+                    self._late, self._generation = self.memo.look_up(self._missing, self._not_before)
+
+    def stale(self) -> bool:
+        """Whether the database has changed since it was last asked."""
+        return self.memo.database.generation() != self._generation
+
+
+def _created_at(stored: Stored) -> float:
+    return stored.created_at
 
 
 _memos: dict[tuple[int, Path], Memo] = {}

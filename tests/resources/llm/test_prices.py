@@ -143,7 +143,7 @@ def test_all_mistakes_of_a_file_are_told_at_once(tmp_path: Path) -> None:
     )
     with pytest.raises(ActError) as error:
         PriceTable.load(path)
-    assert error.value.where == str(path) and "mend" in error.value.todo
+    assert error.value.where == str(path) and "fix" in error.value.todo
     headline, *mistakes = error.value.what.splitlines()
     assert headline == "the price file has 12 mistakes:"
     expected = [

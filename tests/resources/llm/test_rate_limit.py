@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 import selectors
 import unittest.mock
@@ -47,6 +48,16 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     """Like asyncio.run, on a clock of its own that waits for nothing."""
     with asyncio.Runner(loop_factory=_FastLoop) as runner:
         return runner.run(main)
+
+
+def on_its_clock(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Lets a coroutine be a test, on such a clock."""
+
+    @functools.wraps(test)
+    def call(*args: Any, **named: Any) -> None:
+        run(test(*args, **named))
+
+    return call
 
 
 def now() -> float:
@@ -103,384 +114,340 @@ def test_a_limiter_without_providers_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("lanes", "ceiling"), [(1, 1), (1, 5), (2, 5), (3, 40)])
-def test_the_ceiling_holds_for_all_lanes_together_and_is_reached(lanes: int, ceiling: int) -> None:
-    async def main() -> None:
-        limiter = new_limiter(lanes, max_concurrency=ceiling)
-        most = 0
+@on_its_clock
+async def test_the_ceiling_holds_for_all_lanes_together_and_is_reached(lanes: int, ceiling: int) -> None:
+    limiter = new_limiter(lanes, max_concurrency=ceiling)
+    most = 0
 
-        async def call() -> None:
-            nonlocal most
-            slot = await limiter.acquire(10)
-            most = max(most, limiter.in_flight)
-            await asyncio.sleep(1)
-            limiter.succeeded(slot, 10)
+    async def call() -> None:
+        nonlocal most
+        slot = await limiter.acquire(10)
+        most = max(most, limiter.in_flight)
+        await asyncio.sleep(1)
+        limiter.succeeded(slot, 10)
 
-        await asyncio.gather(*(call() for _ in range(200)))
-        assert most == ceiling and idle(limiter)
-
-    run(main())
+    await asyncio.gather(*(call() for _ in range(200)))
+    assert most == ceiling and idle(limiter)
 
 
-def test_slow_start_adds_one_for_each_success_and_congestion_ends_it() -> None:
-    async def main() -> None:
-        limiter = new_limiter(max_concurrency=100)
-        (lane,) = limiter.lanes
-        assert lane.limit == START
-        for _ in range(8):
-            limiter.succeeded(await limiter.acquire(1), 1)
-        assert lane.limit == 16
-        limiter.overloaded(await limiter.acquire(1), None)
-        assert lane.limit == 8 and limiter.concurrency == 8
+@on_its_clock
+async def test_slow_start_adds_one_for_each_success_and_congestion_ends_it() -> None:
+    limiter = new_limiter(max_concurrency=100)
+    (lane,) = limiter.lanes
+    assert lane.limit == START
+    for _ in range(8):
         limiter.succeeded(await limiter.acquire(1), 1)
-        assert lane.limit == pytest.approx(8 + 1 / 8)
-
-    run(main())
-
-
-def test_the_limit_falls_by_half_the_share_of_refused_calls() -> None:
-    async def main() -> None:
-        limiter = new_limiter(max_concurrency=20)
-        (lane,) = limiter.lanes
-        for number in range(400):  # one of ten is refused, round trip by round trip
-            slots = [await limiter.acquire(1) for _ in range(limiter.concurrency)]
-            for i, slot in enumerate(slots):
-                if (number + i) % 10 == 0:
-                    limiter.overloaded(slot, None)
-                else:
-                    limiter.succeeded(slot, 1)
-        assert 0.03 < lane.share < 0.2, "the share that was refused"
-        assert lane.limit > 7, "a cut by a fixed 0.7 would leave three or four"
-
-    run(main())
+    assert lane.limit == 16
+    limiter.overloaded(await limiter.acquire(1), None)
+    assert lane.limit == 8 and limiter.concurrency == 8
+    limiter.succeeded(await limiter.acquire(1), 1)
+    assert lane.limit == pytest.approx(8 + 1 / 8)
 
 
-def test_a_call_granted_just_before_a_pause_waits_for_its_end() -> None:
-    async def main() -> None:
-        limiter = new_limiter(max_concurrency=2)
-        (lane,) = limiter.lanes
-        one, two = await limiter.acquire(1), await limiter.acquire(1)
-        third = asyncio.ensure_future(limiter.acquire(1))
-        await asyncio.sleep(0)
-        limiter.released(one)  # grants the third call, which has not gone on yet
-        limiter.rate_limited(two, 5.0)
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        assert not third.done() and limiter.in_flight == 0
-        slot = await third
-        assert now() >= lane.paused_until
+@on_its_clock
+async def test_the_limit_falls_by_half_the_share_of_refused_calls() -> None:
+    limiter = new_limiter(max_concurrency=20)
+    (lane,) = limiter.lanes
+    for number in range(400):  # one of ten is refused, round trip by round trip
+        slots = [await limiter.acquire(1) for _ in range(limiter.concurrency)]
+        for i, slot in enumerate(slots):
+            if (number + i) % 10 == 0:
+                limiter.overloaded(slot, None)
+            else:
+                limiter.succeeded(slot, 1)
+    assert 0.03 < lane.share < 0.2, "the share that was refused"
+    assert lane.limit > 7, "a cut by a fixed 0.7 would leave three or four"
+
+
+@on_its_clock
+async def test_a_call_granted_just_before_a_pause_waits_for_its_end() -> None:
+    limiter = new_limiter(max_concurrency=2)
+    (lane,) = limiter.lanes
+    one, two = await limiter.acquire(1), await limiter.acquire(1)
+    third = asyncio.ensure_future(limiter.acquire(1))
+    await asyncio.sleep(0)
+    limiter.released(one)  # grants the third call, which has not gone on yet
+    limiter.rate_limited(two, 5.0)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert not third.done() and limiter.in_flight == 0
+    slot = await third
+    assert now() >= lane.paused_until
+    limiter.released(slot)
+    assert idle(limiter)
+
+
+@on_its_clock
+async def test_nobody_waits_longer_than_their_patience() -> None:
+    limiter = new_limiter(max_concurrency=1)
+    slot = await limiter.acquire(1)
+    hasty = asyncio.ensure_future(limiter.acquire(1, patience_s=30.0))
+    patient = asyncio.ensure_future(limiter.acquire(1, patience_s=3600.0))
+    await asyncio.sleep(0)
+    slot.lane.refusal = "come back later"
+    limiter.rate_limited(slot, 600.0)
+    with pytest.raises(ProviderError, match=r"600 s more.*come back later") as error:
+        await hasty
+    assert error.value.retryable
+    limiter.released(await patient)
+    assert idle(limiter)
+
+
+@on_its_clock
+async def test_the_limit_stays_between_one_and_the_ceiling() -> None:
+    limiter = new_limiter(max_concurrency=10)
+    for _ in range(20):
+        limiter.succeeded(await limiter.acquire(1), 1)
+    assert limiter.concurrency == 10
+    for _ in range(20):
+        limiter.overloaded(await limiter.acquire(1), None)
+    assert limiter.lanes[0].limit == 1 and limiter.concurrency == 1
+
+
+@on_its_clock
+async def test_a_burst_of_refusals_counts_once_and_so_do_calls_sent_before_the_decrease() -> None:
+    limiter = new_limiter()
+    (lane,) = limiter.lanes
+    first = [await limiter.acquire(1) for _ in range(8)]
+    for slot in first[:5]:
+        limiter.rate_limited(slot, None)
+    assert lane.limit == 4 and lane.refusals == 1
+    assert 1 <= lane.paused_until - now() <= 1.25
+    limiter.succeeded(first[5], 1)  # sent before the decrease: neither growth nor the end of the row of refusals
+    second = [await limiter.acquire(1), await limiter.acquire(1)]
+    limiter.overloaded(first[6], None)
+    assert lane.limit == 4 and lane.refusals == 1
+    limiter.rate_limited(second[0], None)
+    assert lane.limit == 2 and lane.refusals == 2
+    limiter.rate_limited(first[7], None)
+    limiter.overloaded(second[1], None)
+    assert lane.limit == 2 and lane.refusals == 2
+    assert idle(limiter)
+
+
+@on_its_clock
+async def test_pauses_without_a_word_from_the_provider_double_up_to_a_minute_and_a_success_ends_the_row() -> None:
+    limiter = new_limiter()
+    for expected in (1, 2, 4, 8, 16, 32, 60, 60, 60):
+        slot = await limiter.acquire(1)
+        limiter.rate_limited(slot, None)
+        pause = limiter.lanes[0].paused_until - now()
+        assert expected <= pause <= expected * 1.25
+    assert pause != LONGEST_BACKOFF_S  # the jitter
+    limiter.succeeded(await limiter.acquire(1), 1)
+    limiter.rate_limited(await limiter.acquire(1), 0.0)  # "at once" is no pause to rely on
+    assert 1 <= limiter.lanes[0].paused_until - now() <= 1.25
+
+
+@on_its_clock
+async def test_overload_pauses_only_where_the_provider_asks_for_it() -> None:
+    limiter = new_limiter()
+    start = now()
+    limiter.overloaded(await limiter.acquire(1), None)
+    slot = await limiter.acquire(1)
+    assert now() == start
+    limiter.overloaded(slot, 7.0)
+    limiter.released(await limiter.acquire(1))
+    assert now() == pytest.approx(start + 7)
+
+
+@on_its_clock
+async def test_a_retry_after_is_never_shortened_and_its_seconds_are_counted_once() -> None:
+    limiter = new_limiter()
+    start = now()
+    slots = [await limiter.acquire(1) for _ in range(5)]
+    limiter.rate_limited(slots[0], 20.0)
+    limiter.rate_limited(slots[1], 30.0)
+    limiter.rate_limited(slots[2], 5.0)
+    limiter.rate_limited(slots[3], None)
+    limiter.overloaded(slots[4], 2.0)
+    await asyncio.sleep(10)
+    await limiter.acquire(1)
+    assert now() == pytest.approx(start + 30)
+
+
+@on_its_clock
+async def test_other_lanes_go_on_during_a_pause() -> None:
+    limiter = new_limiter(2, max_concurrency=8)
+    first, second = await limiter.acquire(1), await limiter.acquire(1)
+    assert {first.lane, second.lane} == set(limiter.lanes)
+    limiter.rate_limited(first, 50.0)
+    start = now()
+    slots = [await limiter.acquire(1) for _ in range(7)]
+    assert now() == start and {slot.lane for slot in slots} == {second.lane}
+    for slot in [second, *slots]:
         limiter.released(slot)
-        assert idle(limiter)
+    await asyncio.sleep(51)
+    assert (await limiter.acquire(1)).lane is first.lane  # it sent the least in the last minute
 
-    run(main())
 
-
-def test_nobody_waits_longer_than_their_patience() -> None:
-    async def main() -> None:
-        limiter = new_limiter(max_concurrency=1)
+@on_its_clock
+async def test_calls_spread_over_lanes_and_each_lane_has_rates_of_its_own() -> None:
+    limiter = new_limiter(2, max_concurrency=1, requests_per_minute=3)
+    start = now()
+    lanes = []
+    for _ in range(7):
         slot = await limiter.acquire(1)
-        hasty = asyncio.ensure_future(limiter.acquire(1, patience_s=30.0))
-        patient = asyncio.ensure_future(limiter.acquire(1, patience_s=3600.0))
-        await asyncio.sleep(0)
-        slot.lane.refusal = "come back later"
-        limiter.rate_limited(slot, 600.0)
-        with pytest.raises(ProviderError, match=r"600 s more.*come back later") as error:
-            await hasty
-        assert error.value.retryable
-        limiter.released(await patient)
-        assert idle(limiter)
-
-    run(main())
+        lanes.append(limiter.lanes.index(slot.lane))
+        limiter.succeeded(slot, 1)
+    assert lanes == [0, 1, 0, 1, 0, 1, 0] and now() == pytest.approx(start + 60)
 
 
-def test_the_limit_stays_between_one_and_the_ceiling() -> None:
-    async def main() -> None:
-        limiter = new_limiter(max_concurrency=10)
-        for _ in range(20):
-            limiter.succeeded(await limiter.acquire(1), 1)
-        assert limiter.concurrency == 10
-        for _ in range(20):
-            limiter.overloaded(await limiter.acquire(1), None)
-        assert limiter.lanes[0].limit == 1 and limiter.concurrency == 1
-
-    run(main())
-
-
-def test_a_burst_of_refusals_counts_once_and_so_do_calls_sent_before_the_decrease() -> None:
-    async def main() -> None:
-        limiter = new_limiter()
-        (lane,) = limiter.lanes
-        first = [await limiter.acquire(1) for _ in range(8)]
-        for slot in first[:5]:
-            limiter.rate_limited(slot, None)
-        assert lane.limit == 4 and lane.refusals == 1
-        assert 1 <= lane.paused_until - now() <= 1.25
-        limiter.succeeded(first[5], 1)  # sent before the decrease: neither growth nor the end of the row of refusals
-        second = [await limiter.acquire(1), await limiter.acquire(1)]
-        limiter.overloaded(first[6], None)
-        assert lane.limit == 4 and lane.refusals == 1
-        limiter.rate_limited(second[0], None)
-        assert lane.limit == 2 and lane.refusals == 2
-        limiter.rate_limited(first[7], None)
-        limiter.overloaded(second[1], None)
-        assert lane.limit == 2 and lane.refusals == 2
-        assert idle(limiter)
-
-    run(main())
-
-
-def test_pauses_without_a_word_from_the_provider_double_up_to_a_minute_and_a_success_ends_the_row() -> None:
-    async def main() -> None:
-        limiter = new_limiter()
-        for expected in (1, 2, 4, 8, 16, 32, 60, 60, 60):
-            slot = await limiter.acquire(1)
-            limiter.rate_limited(slot, None)
-            pause = limiter.lanes[0].paused_until - now()
-            assert expected <= pause <= expected * 1.25
-        assert pause != LONGEST_BACKOFF_S  # the jitter
-        limiter.succeeded(await limiter.acquire(1), 1)
-        limiter.rate_limited(await limiter.acquire(1), 0.0)  # "at once" is no pause to rely on
-        assert 1 <= limiter.lanes[0].paused_until - now() <= 1.25
-
-    run(main())
-
-
-def test_overload_pauses_only_where_the_provider_asks_for_it() -> None:
-    async def main() -> None:
-        limiter = new_limiter()
-        start = now()
-        limiter.overloaded(await limiter.acquire(1), None)
-        slot = await limiter.acquire(1)
-        assert now() == start
-        limiter.overloaded(slot, 7.0)
-        limiter.released(await limiter.acquire(1))
-        assert now() == pytest.approx(start + 7)
-
-    run(main())
-
-
-def test_a_retry_after_is_never_shortened_and_its_seconds_are_counted_once() -> None:
-    async def main() -> None:
-        limiter = new_limiter()
-        start = now()
-        slots = [await limiter.acquire(1) for _ in range(5)]
-        limiter.rate_limited(slots[0], 20.0)
-        limiter.rate_limited(slots[1], 30.0)
-        limiter.rate_limited(slots[2], 5.0)
-        limiter.rate_limited(slots[3], None)
-        limiter.overloaded(slots[4], 2.0)
-        await asyncio.sleep(10)
+@on_its_clock
+async def test_a_retired_lane_sends_nothing_more_and_the_last_one_ends_the_waiting() -> None:
+    limiter = new_limiter(2, max_concurrency=2)
+    first, second = await limiter.acquire(1), await limiter.acquire(1)
+    waiting = [asyncio.create_task(limiter.acquire(1)) for _ in range(3)]
+    await turns()
+    limiter.retire(first)
+    limiter.released(first)  # ended already
+    await turns()
+    assert waiting[0].done() and waiting[0].result().lane is second.lane
+    assert limiter.in_flight == 2 and limiter.concurrency == 2
+    limiter.retire(second)
+    with pytest.raises(ProviderError, match="test at https://host/v1 refuses all 2 credentials") as failure:
+        await waiting[1]
+    assert failure.value.kind == "rejected" and not failure.value.retryable
+    with pytest.raises(ProviderError):
+        await waiting[2]
+    with pytest.raises(ProviderError):
         await limiter.acquire(1)
-        assert now() == pytest.approx(start + 30)
-
-    run(main())
-
-
-def test_other_lanes_go_on_during_a_pause() -> None:
-    async def main() -> None:
-        limiter = new_limiter(2, max_concurrency=8)
-        first, second = await limiter.acquire(1), await limiter.acquire(1)
-        assert {first.lane, second.lane} == set(limiter.lanes)
-        limiter.rate_limited(first, 50.0)
-        start = now()
-        slots = [await limiter.acquire(1) for _ in range(7)]
-        assert now() == start and {slot.lane for slot in slots} == {second.lane}
-        for slot in [second, *slots]:
-            limiter.released(slot)
-        await asyncio.sleep(51)
-        assert (await limiter.acquire(1)).lane is first.lane  # it sent the least in the last minute
-
-    run(main())
-
-
-def test_calls_spread_over_lanes_and_each_lane_has_rates_of_its_own() -> None:
-    async def main() -> None:
-        limiter = new_limiter(2, max_concurrency=1, requests_per_minute=3)
-        start = now()
-        lanes = []
-        for _ in range(7):
-            slot = await limiter.acquire(1)
-            lanes.append(limiter.lanes.index(slot.lane))
-            limiter.succeeded(slot, 1)
-        assert lanes == [0, 1, 0, 1, 0, 1, 0] and now() == pytest.approx(start + 60)
-
-    run(main())
-
-
-def test_a_retired_lane_sends_nothing_more_and_the_last_one_ends_the_waiting() -> None:
-    async def main() -> None:
-        limiter = new_limiter(2, max_concurrency=2)
-        first, second = await limiter.acquire(1), await limiter.acquire(1)
-        waiting = [asyncio.create_task(limiter.acquire(1)) for _ in range(3)]
-        await turns()
-        limiter.retire(first)
-        limiter.released(first)  # ended already
-        await turns()
-        assert waiting[0].done() and waiting[0].result().lane is second.lane
-        assert limiter.in_flight == 2 and limiter.concurrency == 2
-        limiter.retire(second)
-        with pytest.raises(ProviderError, match="test at https://host/v1 refuses all 2 credentials") as failure:
-            await waiting[1]
-        assert failure.value.kind == "rejected" and not failure.value.retryable
-        with pytest.raises(ProviderError):
-            await waiting[2]
-        with pytest.raises(ProviderError):
-            await limiter.acquire(1)
-        limiter.succeeded(waiting[0].result(), 1)
-        assert idle(limiter) and limiter.concurrency == 0
-
-    run(main())
+    limiter.succeeded(waiting[0].result(), 1)
+    assert idle(limiter) and limiter.concurrency == 0
 
 
 @pytest.mark.parametrize("again", ["succeeded", "rate_limited", "overloaded", "released", "retire"])
-def test_a_slot_ends_once(again: str) -> None:
-    async def main() -> None:
-        limiter = new_limiter()
-        slot, other = await limiter.acquire(10), await limiter.acquire(10)
+@on_its_clock
+async def test_a_slot_ends_once(again: str) -> None:
+    limiter = new_limiter()
+    slot, other = await limiter.acquire(10), await limiter.acquire(10)
+    limiter.released(slot)
+    {
+        "succeeded": lambda: limiter.succeeded(slot, 900),
+        "rate_limited": lambda: limiter.rate_limited(slot, 60.0),
+        "overloaded": lambda: limiter.overloaded(slot, 60.0),
+        "released": lambda: limiter.released(slot),
+        "retire": lambda: limiter.retire(slot),
+    }[again]()
+    assert limiter.in_flight == 1 and limiter.lanes[0].window_tokens == 20 and limiter.lanes[0].limit == START
+    limiter.released(other)
+    assert limiter.in_flight == 0 and limiter.rest_s == 0
+
+
+@on_its_clock
+async def test_callers_are_served_in_the_order_they_ask_even_where_a_later_one_would_fit() -> None:
+    limiter = new_limiter(tokens_per_minute=100)
+    order: list[tuple[int, float]] = []
+    start = now()
+
+    async def call(tokens: int) -> None:
+        slot = await limiter.acquire(tokens)
+        order.append((tokens, now() - start))
         limiter.released(slot)
-        {
-            "succeeded": lambda: limiter.succeeded(slot, 900),
-            "rate_limited": lambda: limiter.rate_limited(slot, 60.0),
-            "overloaded": lambda: limiter.overloaded(slot, 60.0),
-            "released": lambda: limiter.released(slot),
-            "retire": lambda: limiter.retire(slot),
-        }[again]()
-        assert limiter.in_flight == 1 and limiter.lanes[0].window_tokens == 20 and limiter.lanes[0].limit == START
-        limiter.released(other)
-        assert limiter.in_flight == 0 and limiter.rest_s == 0
 
-    run(main())
+    await asyncio.gather(*(call(tokens) for tokens in (60, 90, 10, 11)))
+    assert [tokens for tokens, _ in order] == [60, 90, 10, 11]
+    assert [at for _, at in order] == pytest.approx([0, 60, 60, 120])
 
 
-def test_callers_are_served_in_the_order_they_ask_even_where_a_later_one_would_fit() -> None:
-    async def main() -> None:
-        limiter = new_limiter(tokens_per_minute=100)
-        order: list[tuple[int, float]] = []
-        start = now()
-
-        async def call(tokens: int) -> None:
-            slot = await limiter.acquire(tokens)
-            order.append((tokens, now() - start))
-            limiter.released(slot)
-
-        await asyncio.gather(*(call(tokens) for tokens in (60, 90, 10, 11)))
-        assert [tokens for tokens, _ in order] == [60, 90, 10, 11]
-        assert [at for _, at in order] == pytest.approx([0, 60, 60, 120])
-
-    run(main())
+@on_its_clock
+async def test_a_call_larger_than_the_whole_limit_waits_for_an_empty_window_and_fills_it() -> None:
+    limiter = new_limiter(tokens_per_minute=100)
+    start = now()
+    limiter.released(await limiter.acquire(1))
+    limiter.released(await limiter.acquire(250))
+    assert now() == pytest.approx(start + 60)
+    limiter.released(await limiter.acquire(1))
+    assert now() == pytest.approx(start + 120)
 
 
-def test_a_call_larger_than_the_whole_limit_waits_for_an_empty_window_and_fills_it() -> None:
-    async def main() -> None:
-        limiter = new_limiter(tokens_per_minute=100)
-        start = now()
+@on_its_clock
+async def test_what_a_call_used_replaces_its_estimate_in_the_window() -> None:
+    limiter = new_limiter(tokens_per_minute=100)
+    start = now()
+    limiter.succeeded(await limiter.acquire(90), 20)
+    slot = await limiter.acquire(80)
+    assert now() == start
+    limiter.succeeded(slot, 0)  # nothing reported: the estimate stays
+    assert limiter.lanes[0].window_tokens == 100
+    slot = await limiter.acquire(50)
+    assert now() == pytest.approx(start + 60)
+    await asyncio.sleep(70)
+    limiter.succeeded(slot, 5000)  # known only when it has left the window
+    assert limiter.lanes[0].window_tokens == 0
+    slot = await limiter.acquire(10)
+    limiter.succeeded(slot, 110)  # more than the limit, but it happened
+    start = now()
+    await limiter.acquire(1)
+    assert now() == pytest.approx(start + 60)
+
+
+@on_its_clock
+async def test_a_stricter_rate_of_a_role_that_comes_later_counts_what_was_sent_before() -> None:
+    limiter = new_limiter()
+    start = now()
+    for _ in range(5):
         limiter.released(await limiter.acquire(1))
-        limiter.released(await limiter.acquire(250))
-        assert now() == pytest.approx(start + 60)
-        limiter.released(await limiter.acquire(1))
-        assert now() == pytest.approx(start + 120)
-
-    run(main())
+        await asyncio.sleep(1)
+    limiter.restrict(Limits(requests_per_minute=3))
+    await limiter.acquire(1)
+    assert now() == pytest.approx(start + 62)  # two of the five are left, sent after 3 and 4 seconds
 
 
-def test_what_a_call_used_replaces_its_estimate_in_the_window() -> None:
-    async def main() -> None:
-        limiter = new_limiter(tokens_per_minute=100)
-        start = now()
-        limiter.succeeded(await limiter.acquire(90), 20)
-        slot = await limiter.acquire(80)
-        assert now() == start
-        limiter.succeeded(slot, 0)  # nothing reported: the estimate stays
-        assert limiter.lanes[0].window_tokens == 100
-        slot = await limiter.acquire(50)
-        assert now() == pytest.approx(start + 60)
-        await asyncio.sleep(70)
-        limiter.succeeded(slot, 5000)  # known only when it has left the window
-        assert limiter.lanes[0].window_tokens == 0
-        slot = await limiter.acquire(10)
-        limiter.succeeded(slot, 110)  # more than the limit, but it happened
-        start = now()
-        await limiter.acquire(1)
-        assert now() == pytest.approx(start + 60)
-
-    run(main())
+@on_its_clock
+async def test_a_larger_ceiling_lets_those_go_who_wait() -> None:
+    limiter = new_limiter(max_concurrency=1)
+    await limiter.acquire(1)
+    task = asyncio.create_task(limiter.acquire(1))
+    await turns()
+    assert not task.done()
+    limiter.restrict(Limits(max_concurrency=2))
+    await turns()
+    assert task.done()
 
 
-def test_a_stricter_rate_of_a_role_that_comes_later_counts_what_was_sent_before() -> None:
-    async def main() -> None:
-        limiter = new_limiter()
-        start = now()
-        for _ in range(5):
-            limiter.released(await limiter.acquire(1))
-            await asyncio.sleep(1)
-        limiter.restrict(Limits(requests_per_minute=3))
-        await limiter.acquire(1)
-        assert now() == pytest.approx(start + 62)  # two of the five are left, sent after 3 and 4 seconds
-
-    run(main())
-
-
-def test_a_larger_ceiling_lets_those_go_who_wait() -> None:
-    async def main() -> None:
-        limiter = new_limiter(max_concurrency=1)
-        await limiter.acquire(1)
-        task = asyncio.create_task(limiter.acquire(1))
-        await turns()
-        assert not task.done()
-        limiter.restrict(Limits(max_concurrency=2))
-        await turns()
-        assert task.done()
-
-    run(main())
+@on_its_clock
+async def test_a_cancelled_waiter_leaves_the_queue_and_those_behind_it_go() -> None:
+    limiter = new_limiter(max_concurrency=1)
+    slot = await limiter.acquire(1)
+    tasks = [asyncio.create_task(limiter.acquire(1)) for _ in range(3)]
+    await turns()
+    tasks[0].cancel()
+    tasks[1].cancel()
+    limiter.released(slot)  # in the same turn: the cancelled ones are still in the queue
+    slot = await tasks[2]
+    assert tasks[0].cancelled() and tasks[1].cancelled() and limiter.in_flight == 1
+    limiter.released(slot)
+    assert idle(limiter)
 
 
-def test_a_cancelled_waiter_leaves_the_queue_and_those_behind_it_go() -> None:
-    async def main() -> None:
-        limiter = new_limiter(max_concurrency=1)
-        slot = await limiter.acquire(1)
-        tasks = [asyncio.create_task(limiter.acquire(1)) for _ in range(3)]
-        await turns()
-        tasks[0].cancel()
-        tasks[1].cancel()
-        limiter.released(slot)  # in the same turn: the cancelled ones are still in the queue
-        slot = await tasks[2]
-        assert tasks[0].cancelled() and tasks[1].cancelled() and limiter.in_flight == 1
-        limiter.released(slot)
-        assert idle(limiter)
-
-    run(main())
+@on_its_clock
+async def test_a_large_call_that_gives_up_no_longer_holds_up_a_small_one() -> None:
+    limiter = new_limiter(tokens_per_minute=100)
+    limiter.released(await limiter.acquire(60))
+    start = now()
+    large = asyncio.create_task(limiter.acquire(90))
+    small = asyncio.create_task(limiter.acquire(40))
+    await asyncio.sleep(5)
+    large.cancel()
+    await small
+    assert now() == pytest.approx(start + 5)
 
 
-def test_a_large_call_that_gives_up_no_longer_holds_up_a_small_one() -> None:
-    async def main() -> None:
-        limiter = new_limiter(tokens_per_minute=100)
-        limiter.released(await limiter.acquire(60))
-        start = now()
-        large = asyncio.create_task(limiter.acquire(90))
-        small = asyncio.create_task(limiter.acquire(40))
-        await asyncio.sleep(5)
-        large.cancel()
-        await small
-        assert now() == pytest.approx(start + 5)
-
-    run(main())
-
-
-def test_a_slot_given_to_a_caller_cancelled_in_the_same_turn_goes_to_the_next_and_counts_for_no_rate() -> None:
-    async def main() -> None:
-        limiter = new_limiter(max_concurrency=1, requests_per_minute=2, tokens_per_minute=100)
-        slot = await limiter.acquire(10)
-        tasks = [asyncio.create_task(limiter.acquire(90)) for _ in range(2)]
-        await turns()
-        start = now()
-        limiter.released(slot)  # gives the slot to tasks[0], which has no turn before it is cancelled
-        tasks[0].cancel()
-        slot = await tasks[1]
-        assert tasks[0].cancelled() and now() == start
-        assert limiter.in_flight == 1 and limiter.lanes[0].window_tokens == 100 and len(limiter.lanes[0].window) == 2
-        limiter.released(slot)
-        assert idle(limiter)
-
-    run(main())
+@on_its_clock
+async def test_a_slot_given_to_a_caller_cancelled_in_the_same_turn_goes_to_the_next_and_counts_for_no_rate() -> None:
+    limiter = new_limiter(max_concurrency=1, requests_per_minute=2, tokens_per_minute=100)
+    slot = await limiter.acquire(10)
+    tasks = [asyncio.create_task(limiter.acquire(90)) for _ in range(2)]
+    await turns()
+    start = now()
+    limiter.released(slot)  # gives the slot to tasks[0], which has no turn before it is cancelled
+    tasks[0].cancel()
+    slot = await tasks[1]
+    assert tasks[0].cancelled() and now() == start
+    assert limiter.in_flight == 1 and limiter.lanes[0].window_tokens == 100 and len(limiter.lanes[0].window) == 2
+    limiter.released(slot)
+    assert idle(limiter)
 
 
 class Pause:
@@ -590,44 +557,41 @@ def test_no_window_ever_holds_more_than_the_rates_allow(
 
 @pytest.mark.parametrize("retry_after_s", [None, 12.5])
 @pytest.mark.parametrize("lanes", [1, 2])
-def test_a_storm_of_429s_is_weathered(lanes: int, retry_after_s: float | None) -> None:
+@on_its_clock
+async def test_a_storm_of_429s_is_weathered(lanes: int, retry_after_s: float | None) -> None:
     """A provider that bears 4 calls at once per credential, then 64: nothing goes out during a pause, every call gets
     through, and the concurrency comes back."""
+    limiter = new_limiter(lanes, max_concurrency=32)
+    at_once = dict.fromkeys(limiter.lanes, 0)
+    pauses: list[Pause] = []
+    capacity, refusals, answered = 4, 0, 0
 
-    async def main() -> None:
-        limiter = new_limiter(lanes, max_concurrency=32)
-        at_once = dict.fromkeys(limiter.lanes, 0)
-        pauses: list[Pause] = []
-        capacity, refusals, answered = 4, 0, 0
+    async def one() -> None:
+        nonlocal refusals, answered
+        while True:
+            slot = await limiter.acquire(10)
+            lane = slot.lane
+            assert not any(pause.forbids(slot) for pause in pauses)
+            at_once[lane] += 1
+            refused = at_once[lane] > capacity
+            await asyncio.sleep(0.05 if refused else 1.0)
+            at_once[lane] -= 1
+            if not refused:
+                answered += 1
+                return limiter.succeeded(slot, 10)
+            refusals += 1
+            if retry_after_s is not None:
+                pauses.append(Pause(lane, now() + retry_after_s))
+            limiter.rate_limited(slot, retry_after_s)
 
-        async def one() -> None:
-            nonlocal refusals, answered
-            while True:
-                slot = await limiter.acquire(10)
-                lane = slot.lane
-                assert not any(pause.forbids(slot) for pause in pauses)
-                at_once[lane] += 1
-                refused = at_once[lane] > capacity
-                await asyncio.sleep(0.05 if refused else 1.0)
-                at_once[lane] -= 1
-                if not refused:
-                    answered += 1
-                    return limiter.succeeded(slot, 10)
-                refusals += 1
-                if retry_after_s is not None:
-                    pauses.append(Pause(lane, now() + retry_after_s))
-                limiter.rate_limited(slot, retry_after_s)
-
-        await asyncio.gather(*(one() for _ in range(300)))
-        assert answered == 300 and idle(limiter) and refusals > 0
-        assert refusals < 300 and limiter.concurrency <= 8 * lanes
-        capacity = 64
-        start = now()
-        await asyncio.gather(*(one() for _ in range(1500)))
-        assert limiter.concurrency == 32 and idle(limiter)
-        assert now() - start < 200
-
-    run(main())
+    await asyncio.gather(*(one() for _ in range(300)))
+    assert answered == 300 and idle(limiter) and refusals > 0
+    assert refusals < 300 and limiter.concurrency <= 8 * lanes
+    capacity = 64
+    start = now()
+    await asyncio.gather(*(one() for _ in range(1500)))
+    assert limiter.concurrency == 32 and idle(limiter)
+    assert now() - start < 200
 
 
 def test_waiting_wakes_up_only_when_something_can_have_changed() -> None:

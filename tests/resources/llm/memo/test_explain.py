@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from resources.errors import ActError
@@ -245,6 +245,7 @@ JSON = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from(["messages", "sampling", "x"]), JSON, max_size=3), st.data())
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_there_are_no_differences_only_between_equals(one: dict[str, Any], data: st.DataObject) -> None:
     other = data.draw(st.dictionaries(st.sampled_from(["messages", "sampling", "x"]), JSON, max_size=3) | st.just(one))
     assert bool(differences(one, other)) == (canonical(one) != canonical(other))

@@ -17,30 +17,19 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scripted import folded, paid
 
 from resources.errors import ActError
-from resources.llm.base import ChatMessage, LLMRequest, LLMResponse, Sampling
 from resources.llm.memo import import_export as exchange
 from resources.llm.memo import report as view
 from resources.llm.memo.import_export import Imported, export, import_
 from resources.llm.memo.memo import Memo
-from resources.llm.memo.records import Answer, Asker, key_of, new_answer, question_of, to_json
+from resources.llm.memo.records import Answer, key_of, to_json
 from resources.llm.memo.report import Filters, age_s
 from resources.llm.memo.schema import ANSWERS, to_arrow
 
-URL = "https://x.example"
 ALL = Filters()
 FORMATS = ["parquet", "jsonl"]
-
-
-def paid(
-    asked: str = "What?", said: str = "This.", at: float = 1.0, cost: float | None = 0.5, **changed: Any
-) -> Answer:
-    request = LLMRequest("generator", "model-1", (ChatMessage("user", asked),), Sampling(), f"example {asked}")
-    response = LLMResponse(said, "model-1-001", "stop", 10, 3, 0.25)
-    asker = Asker("pairs", "pacific|50", "run-1", "budget-1")
-    answer = new_answer("openai", URL, request, question_of("openai", URL, request), response, asker, cost)
-    return replace(answer, created_at=at, **changed)
 
 
 @pytest.fixture
@@ -51,9 +40,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Me
     def make(*answers: Answer) -> Memo:
         folder = tmp_path_factory.mktemp("memo")
         if answers:
-            filling = Memo(folder)
-            filling.append(answers)
-            filling.close()
+            folded(folder, *answers)
         made.append(Memo(folder))
         return made[-1]
 
@@ -166,17 +153,7 @@ def test_filters(fresh: Fresh, tmp_path: Path) -> None:
         paid("d", partition="all"),
         paid("e", at=50.0),
     ]
-    request = LLMRequest("generator", "model-2", (ChatMessage("user", "f"),), Sampling(), "f")
-    other = new_answer(
-        "openai",
-        URL,
-        request,
-        question_of("openai", URL, request),
-        LLMResponse("f", "m"),
-        Asker("pairs", "pacific|50"),
-        0.5,
-    )
-    memo = fresh(*base, other)
+    memo = fresh(*base, paid("f", model="model-2"))
 
     def exported(filters: Filters) -> set[str]:
         export(memo, tmp_path / "x.jsonl", filters)

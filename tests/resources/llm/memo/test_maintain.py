@@ -11,40 +11,21 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import pyarrow.parquet as pq
 import pytest
+from scripted import folded, paid
 
 from resources.errors import ActError
-from resources.llm.base import ChatMessage, LLMRequest, LLMResponse, Sampling
 from resources.llm.memo import maintain
 from resources.llm.memo.database import Database
 from resources.llm.memo.journal import Journal, to_line
 from resources.llm.memo.maintain import Pruned, Verdict, prune, verify
 from resources.llm.memo.memo import Memo, close_memos
-from resources.llm.memo.records import Answer, Asker, Record, Use, new_answer, question_of
+from resources.llm.memo.records import Use
 from resources.llm.memo.report import Filters
 from resources.llm.memo.schema import ANSWERS, USES, to_arrow
-
-URL = "https://x.example"
-
-
-def paid(
-    asked: str = "What?", said: str = "This.", at: float = 1.0, cost: float | None = 0.5, **changed: Any
-) -> Answer:
-    request = LLMRequest("generator", "model-1", (ChatMessage("user", asked),), Sampling(), f"example {asked}")
-    response = LLMResponse(said, "model-1-001", "stop", 10, 3, 0.25)
-    asker = Asker("pairs", "pacific|50", "run-1", "budget-1")
-    answer = new_answer("openai", URL, request, question_of("openai", URL, request), response, asker, cost)
-    return replace(answer, created_at=at, **changed)
-
-
-def folded(folder: Path, *records: Record) -> None:
-    memo = Memo(folder)
-    memo.append(records)
-    memo.close()
 
 
 @pytest.fixture
@@ -387,9 +368,7 @@ def test_a_key_that_is_there_twice(folder: Path) -> None:
 
 def test_a_row_of_the_archive_that_cannot_be_true(folder: Path) -> None:
     folded(folder, paid("a"))
-    write_parquet(
-        Database(folder).archive.new_segment("answers"), to_arrow([replace(paid("b"), key="0" * 64)], ANSWERS)
-    )
+    Database(folder).archive.add("answers", to_arrow([replace(paid("b"), key="0" * 64)], ANSWERS))
     assert verify(folder).problems == ("1 answers of the archive are not in the database: --repair fixes it",)
     mended = verify(folder, repair=True)
     assert (mended.problems, mended.answers, len(mended.notes)) == ((), 1, 2), "both segments are set aside"

@@ -86,14 +86,14 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Show one question, its answer, and earlier answers."""
-    from resources.llm.memo.report import checked_prefix
+    from resources.llm.memo.report import checked_prefix, shown_json
     from resources.llm.memo.report import show as shown_of
 
     checked_prefix(key)
     with _memo(as_json) as memo:
-        found = shown_of(memo, key) if memo else None
+        found = shown_of(memo, key) if memo else []
     if as_json:
-        _document(found.to_json() if found else None)
+        _document(shown_json(found) if found else None)
     elif found:
         say(*answer_text(found))
 
@@ -237,7 +237,7 @@ def verify(
     there = has_answers(_folder())
     found = verify_of(_folder(), repair) if there else Verdict()
     if as_json:
-        _document(found.to_json())
+        _document({"sound": not found.problems, **asdict(found)})
     else:
         say(*(verdict_text(found) if there else [_nothing_yet()]))
     if found.problems:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from resources.llm.memo.explain import Explanation, Miss
     from resources.llm.memo.maintain import Pruned, Verdict
     from resources.llm.memo.records import Answer
-    from resources.llm.memo.report import Shown, Stats, UsageGroup
+    from resources.llm.memo.report import Stats, UsageGroup
 
 PIPE_WIDTH = 160  # characters of a table, where no terminal shows it
 VALUE_WIDTH = 120  # characters of a shown value
@@ -79,16 +80,17 @@ def _cells(group: UsageGroup) -> list[str]:
     return [*counts, *tokens, dollars(group.cost_usd, group.unpriced), dollars(group.saved_usd, group.unpriced_hits)]
 
 
-def answer_text(shown: Shown) -> list[str]:
-    """One question and its answers."""
-    request, answer = shown.request, shown.answer
-    lines = [f"key          {shown.key}", *_facts(answer)]
+def answer_text(answers: Sequence[Answer]) -> list[str]:
+    """One question and its answers, the newest first."""
+    answer, *history = answers
+    request = json.loads(answer.question)
+    lines = [f"key          {answer.key}", *_facts(answer)]
     for name in sorted(request.keys() - {"messages", "provider", "model", "key_version"}):
         lines.append(f"{name:<12} {json.dumps(request[name], sort_keys=True)}")
     for message in request.get("messages", []):
         lines += ["", f"[{message.get('role')}]", *str(message.get("content")).split("\n")]
     lines += ["", "[answer]", *answer.text.split("\n")]
-    for earlier in shown.history:
+    for earlier in history:
         lines += ["", f"[earlier answer] {_time(earlier.created_at)}", *_facts(earlier), *earlier.text.split("\n")]
     return lines
 

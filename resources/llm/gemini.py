@@ -103,40 +103,24 @@ class GeminiProvider(HttpProvider):
     """Answers of the Gemini API with one key."""
 
     name = speaker = "gemini"
-    _client: Client | None = None
-    _http: httpx2.AsyncClient | None = None
 
-    async def close(self) -> None:
-        """Closes the connections; a later call opens new ones."""
-        client, http, self._client, self._http = self._client, self._http, None, None
-        if client:
-            client.close()
-        if http:
-            await http.aclose()
+    def _open(self, http: httpx2.AsyncClient) -> Client:
+        from google.genai import Client
+        from google.genai.types import HttpOptions, HttpRetryOptions
 
-    def _open(self) -> Client:
-        if self._client is None:
-            from google.genai import Client
-            from google.genai.types import HttpOptions, HttpRetryOptions
-
-            from resources.llm.pool import PooledClient
-
-            # An own client also settles the transport, which is another one where aiohttp is installed.
-            self._http = PooledClient()
-            deadline = {"X-Server-Timeout": str(math.ceil(self.timeout_s))}  # what nobody waits for costs nothing
-            self._client = Client(
-                api_key=self._key,
-                vertexai=False,  # otherwise the environment decides
-                http_options=HttpOptions(
-                    base_url=self.base_url,
-                    api_version=API_VERSION,
-                    headers=deadline if self.timeout_s >= SHORTEST_DEADLINE_S else {},
-                    # With no options at all, the library retries in its own way where aiohttp is installed.
-                    retry_options=HttpRetryOptions(attempts=1),
-                    httpx_async_client=self._http,
-                ),
-            )
-        return self._client
+        deadline = {"X-Server-Timeout": str(math.ceil(self.timeout_s))}  # what nobody waits for costs nothing
+        return Client(
+            api_key=self._key,
+            vertexai=False,  # otherwise the environment decides
+            http_options=HttpOptions(
+                base_url=self.base_url,
+                api_version=API_VERSION,
+                headers=deadline if self.timeout_s >= SHORTEST_DEADLINE_S else {},
+                # With no options at all, the library retries in its own way where aiohttp is installed.
+                retry_options=HttpRetryOptions(attempts=1),
+                httpx_async_client=http,  # also settles the transport, which is another one where aiohttp is installed
+            ),
+        )
 
     def _parameters(self, request: LLMRequest) -> dict[str, Any]:
         roles = {"user": "user", "assistant": "model"}

@@ -10,13 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from resources.llm.base import FailureKind, LLMRequest, LLMResponse, ProviderError
 from resources.llm.keys import clean_base_url, redact
 from resources.llm.prices import OWN_ENDPOINTS
+
+if TYPE_CHECKING:
+    import httpx2
 
 LONGEST = 500  # characters of a message
 
@@ -42,11 +45,12 @@ class HttpProvider(ABC):
         self.base_url = clean_base_url(base_url or OWN_ENDPOINTS[self.name])
         self.timeout_s = timeout_s
         self._key = api_key
+        self._client: Any = None
+        self._http: httpx2.AsyncClient | None = None
 
     @abstractmethod
-    def _open(self) -> Any:
-        """The client library's client. Made with the first call: the import takes its time, and the
-        pool belongs to the running loop."""
+    def _open(self, http: httpx2.AsyncClient) -> Any:
+        """The client library's client."""
 
     @abstractmethod
     def _parameters(self, request: LLMRequest) -> dict[str, Any]:
@@ -66,7 +70,12 @@ class HttpProvider(ABC):
 
     async def complete(self, request: LLMRequest) -> LLMResponse:
         """The answer, from one attempt. Raises ProviderError for everything that is not a whole answer."""
-        client = self._open()
+        if self._client is None:  # not before: the imports take their time, and the pool belongs to the running loop
+            from resources.llm.pool import PooledClient
+
+            self._http = PooledClient()
+            self._client = self._open(self._http)
+        client = self._client
         parameters = self._parameters(request)
         started = time.perf_counter()
         # Raised `from None` throughout: the library's exceptions quote the answer, which may quote the key.
@@ -104,6 +113,12 @@ class HttpProvider(ABC):
     def fingerprint(self, request: LLMRequest) -> str | None:
         """None: an answer depends on nothing but the request's own fields."""
         return None
+
+    async def close(self) -> None:
+        """Closes the connections; a later call opens new ones."""
+        http, self._http, self._client = self._http, None, None
+        if http:
+            await http.aclose()
 
     def _message(self, text: str) -> str:
         return message(text, self._key)

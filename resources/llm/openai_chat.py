@@ -16,6 +16,7 @@ from resources.llm.base import FailureKind, LLMRequest, ProviderError
 from resources.llm.http_errors import HttpProvider, Reply, rejected, retry_after_s, status_failure
 
 if TYPE_CHECKING:
+    import httpx2
     from openai import AsyncOpenAI
 
 
@@ -63,28 +64,17 @@ class OpenAIProvider(HttpProvider):
     """Answers of a server with OpenAI's chat completions, with one key."""
 
     name, speaker = "openai", "the server"
-    _client: AsyncOpenAI | None = None
 
-    async def close(self) -> None:
-        """Closes the connections; a later call opens new ones."""
-        client, self._client = self._client, None
-        if client:
-            await client.close()
+    def _open(self, http: httpx2.AsyncClient) -> AsyncOpenAI:
+        from openai import AsyncOpenAI
 
-    def _open(self) -> AsyncOpenAI:
-        if self._client is None:
-            from openai import AsyncOpenAI
-
-            from resources.llm.pool import PooledClient
-
-            self._client = AsyncOpenAI(
-                api_key=self._key or "none",  # the library insists on one; servers without keys ignore it
-                base_url=self.base_url,
-                timeout=None,  # see PooledClient
-                max_retries=0,
-                http_client=PooledClient(),
-            )
-        return self._client
+        return AsyncOpenAI(
+            api_key=self._key or "none",  # the library insists on one; servers without keys ignore it
+            base_url=self.base_url,
+            timeout=None,  # see PooledClient
+            max_retries=0,
+            http_client=http,
+        )
 
     def _parameters(self, request: LLMRequest) -> dict[str, Any]:
         sampling = request.sampling

@@ -170,11 +170,6 @@ class RateLimiter:
         return sum(lane.in_flight for lane in self.lanes)
 
     @property
-    def concurrency(self) -> int:
-        """Calls at once that the lanes are taken to bear now, all together."""
-        return min(self.limits.max_concurrency, sum(int(lane.limit) for lane in self._open_lanes()))
-
-    @property
     def rest_s(self) -> float:
         """Seconds until some lane is out of its pause; 0 where one is not paused."""
         return max(0.0, min((lane.paused_until for lane in self._open_lanes()), default=0.0) - self._clock())

@@ -8,9 +8,8 @@ from __future__ import annotations
 import collections
 import contextlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import duckdb
 
@@ -268,10 +267,6 @@ class Verdict:
     history: int = 0
     segments: int = 0
     journals: int = 0
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain JSON."""
-        return {"sound": not self.problems, **asdict(self)}
 
 
 def verify(folder: Path, repair: bool = False) -> Verdict:

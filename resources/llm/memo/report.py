@@ -314,40 +314,11 @@ def _groups(connection: duckdb.DuckDBPyConnection, names: Sequence[str]) -> tupl
     return tuple(UsageGroup(row[1 : len(columns)], *row[len(columns) :]) for row in rows)
 
 
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """One question: its answer, and earlier ones, newest first."""
+def show(memo: Memo, key_or_prefix: str) -> list[Answer]:
+    """The answer to one question, and the earlier ones, newest first. Raises ActError for a prefix of no
+    key, or of several."""
 
-    key: str
-    answer: Answer
-    history: tuple[Answer, ...]
-
-    @property
-    def request(self) -> dict[str, Any]:
-        """What was asked: messages, model, parameters."""
-        parsed: dict[str, Any] = json.loads(self.answer.question)
-        return parsed
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain JSON."""
-        return {
-            "key": self.key,
-            "request": self.request,
-            "answer": _facts(self.answer),
-            "history": [_facts(a) for a in self.history],
-        }
-
-
-def _facts(answer: Answer) -> dict[str, Any]:
-    """An answer without its question, which is the key's."""
-    facts = {name: getattr(answer, name) for name in ANSWER_FIELDS if name not in ("key", "question")}
-    return {**facts, "created_at": utc(answer.created_at)}
-
-
-def show(memo: Memo, key_or_prefix: str) -> Shown:
-    """All that is known of one question. Raises ActError for a prefix of no key, or of several."""
-
-    def ask(connection: duckdb.DuckDBPyConnection) -> Shown:
+    def ask(connection: duckdb.DuckDBPyConnection) -> list[Answer]:
         key = key_in(connection, key_or_prefix)
         found: list[Answer] = []
         for source in ("current_answers", "past_answers"):
@@ -356,9 +327,16 @@ def show(memo: Memo, key_or_prefix: str) -> Shown:
                 params=[key],
             )
             found += answers_of(rows.to_arrow_table())
-        return Shown(key, found[0], tuple(found[1:]))
+        return found
 
     return consult(memo, ask)
+
+
+def shown_json(answers: Sequence[Answer]) -> dict[str, Any]:
+    """What `show` has found, as plain JSON; times are texts (UTC)."""
+    facts = [{**asdict(answer), "created_at": utc(answer.created_at)} for answer in answers]
+    (key, *_), (question, *_) = zip(*((f.pop("key"), f.pop("question")) for f in facts), strict=True)
+    return {"key": key, "request": json.loads(question), "answer": facts[0], "history": facts[1:]}
 
 
 def utc(seconds: float | None) -> str | None:

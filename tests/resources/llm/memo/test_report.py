@@ -16,7 +16,7 @@ from scripted import URL, folded, paid
 from resources.errors import ActError
 from resources.llm.memo.memo import Memo
 from resources.llm.memo.records import Answer, Use
-from resources.llm.memo.report import UsageGroup, show, stats
+from resources.llm.memo.report import UsageGroup, show, shown_json, stats
 
 
 def noted(**changed: Any) -> Use:
@@ -153,7 +153,7 @@ def test_nothing_depends_on_what_is_folded(
         assert group.cost_usd == (sum(known) if known else None)
     for key in {r.key for r in records}:
         newest = max((r for r in records if r.key == key), key=lambda r: (r.created_at, r.id))
-        assert show(memo, key).answer == newest
+        assert show(memo, key)[0] == newest
     memo.close()
 
 
@@ -165,9 +165,8 @@ def test_everything_about_an_answer(memo: Memo) -> None:
     folded(memo.folder, second)
     folded(memo.folder, first, third, paid("other"))
     found = show(memo, first.key)
-    assert found.answer == third
-    assert found.history == (second, first)
-    shown = json.loads(json.dumps(found.to_json()))
+    assert found == [third, second, first]
+    shown = json.loads(json.dumps(shown_json(found)))
     assert shown["request"]["messages"] == [{"role": "user", "content": "one"}]
     assert shown["request"] == json.loads(first.question)
     assert shown["answer"]["text"] == "at 3.0"
@@ -184,8 +183,8 @@ def test_the_beginning_of_a_key_will_do(memo: Memo, where: str) -> None:
     else:
         folded(memo.folder, answer)
     for digits in (6, 20, 64):
-        assert show(memo, answer.key[:digits]).answer == answer
-        assert show(memo, answer.key[:digits].upper()).key == answer.key
+        assert show(memo, answer.key[:digits]) == [answer]
+        assert show(memo, answer.key[:digits].upper()) == [answer]
 
 
 def test_a_beginning_of_several_keys_is_refused(memo: Memo) -> None:
@@ -202,7 +201,7 @@ def test_a_beginning_of_several_keys_is_refused(memo: Memo) -> None:
         show(memo, one.key[:6])
     assert one.key[:16] in str(error.value)
     assert other.key[:16] in str(error.value)
-    assert show(memo, one.key).answer == one
+    assert show(memo, one.key) == [one]
 
 
 @pytest.mark.parametrize(

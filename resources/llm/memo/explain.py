@@ -23,7 +23,7 @@ import duckdb
 
 from resources.errors import ActError
 from resources.llm.memo.memo import Memo
-from resources.llm.memo.records import Answer, canonical, key_of
+from resources.llm.memo.records import Answer, canonical, key_of, storable
 from resources.llm.memo.report import COLUMNS, checked_prefix, consult, the_one, utc
 from resources.llm.memo.schema import answers_of
 
@@ -97,10 +97,8 @@ def why_miss(memo: Memo, question: str, role: str = "", label: str = "") -> Expl
         if best:
             return Explanation(key, False, False, best, "same messages", 1.0, _differences(asked, best), unsearched)
         how = "same example" if example else "similar messages"
-        candidates = (
-            example or _rows(connection, "model = ? OR role = ?", [model, role]) or _rows(connection, "true", [])
-        )
-        alike, best = _most_similar(asked, candidates)
+        related = example or _rows(connection, "model = ? OR role = ?", [model, role])
+        alike, best = _most_similar(asked, related or _rows(connection, "true", []))
         return Explanation(key, False, False, best, how, alike, _differences(asked, best), unsearched)
 
     return consult(memo, ask)
@@ -126,9 +124,7 @@ def _rows(
               SELECT rowid FROM {table} WHERE {condition} ORDER BY created_at DESC, id DESC LIMIT {CANDIDATES}
             )
             """,  # noqa: S608 (names and conditions of ours)
-            params=[
-                p.encode("utf-8", "replace").decode() if isinstance(p, str) else p for p in parameters
-            ],  # as stored
+            params=[storable(p) for p in parameters],
         )
         found += answers_of(rows.to_arrow_table())
     return sorted(found, key=lambda n: n.created_at, reverse=True)[:CANDIDATES]
@@ -139,8 +135,8 @@ def _same_messages(
 ) -> tuple[Answer | None, int]:
     """The stored question with the same messages and the fewest differences; and how many were not looked at.
 
-    Questions are canonical JSON, so that the same messages are the same text in them: to look for a text is seven
-    times as fast as to take the JSON apart.
+    Questions are canonical JSON, so that the same messages are the same text in them: to look for a
+    text is seven times as fast as to take the JSON apart.
     """
     messages = asked.get("messages")
     if not messages:

@@ -272,22 +272,7 @@ async def test_a_retry_after_is_never_shortened_and_its_seconds_are_counted_once
 
 
 @on_its_clock
-async def test_other_lanes_go_on_during_a_pause() -> None:
-    limiter = new_limiter(2, max_concurrency=8)
-    first, second = await limiter.acquire(1), await limiter.acquire(1)
-    assert {first.lane, second.lane} == set(limiter.lanes)
-    limiter.rate_limited(first, 50.0)
-    start = now()
-    slots = [await limiter.acquire(1) for _ in range(7)]
-    assert now() == start and {slot.lane for slot in slots} == {second.lane}
-    for slot in [second, *slots]:
-        limiter.released(slot)
-    await asyncio.sleep(51)
-    assert (await limiter.acquire(1)).lane is first.lane  # it sent the least in the last minute
-
-
-@on_its_clock
-async def test_calls_spread_over_lanes_and_each_lane_has_rates_of_its_own() -> None:
+async def test_calls_spread_over_lanes_with_rates_of_their_own_and_go_on_where_one_is_paused() -> None:
     limiter = new_limiter(2, max_concurrency=1, requests_per_minute=3)
     start = now()
     lanes = []
@@ -296,6 +281,10 @@ async def test_calls_spread_over_lanes_and_each_lane_has_rates_of_its_own() -> N
         lanes.append(limiter.lanes.index(slot.lane))
         limiter.succeeded(slot, 1)
     assert lanes == [0, 1, 0, 1, 0, 1, 0] and now() == pytest.approx(start + 60)
+    slot = await limiter.acquire(1)
+    limiter.rate_limited(slot, 50.0)
+    start = now()
+    assert (await limiter.acquire(1)).lane is not slot.lane and now() == start
 
 
 @on_its_clock

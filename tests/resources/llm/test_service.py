@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scripted import asking
 
 from resources.errors import ActError
-from resources.llm.base import ChatMessage, LLMFailure, LLMRequest, LLMResponse, Sampling
+from resources.llm.base import LLMFailure, LLMRequest, LLMResponse
 from resources.llm.memo.memo import close_memos
 from resources.llm.rate_limit import Limits
 from resources.llm.service import CallSettings, Endpoint, open_llm, served_at
@@ -22,11 +23,8 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CallSe
     close_memos()
 
 
-def requests(number: int, model: str = "m") -> list[LLMRequest]:
-    return [
-        LLMRequest("user", model, (ChatMessage("user", f"question {i}"),), Sampling(), f"turn {i}")
-        for i in range(number)
-    ]
+def requests(number: int) -> list[LLMRequest]:
+    return asking(*(f"question {i}" for i in range(number)))
 
 
 def no_embedded() -> Any:

@@ -11,20 +11,20 @@ import stat
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scripted import make_answer
 
 from resources.errors import ActError
 from resources.llm.memo import journal as journal_module
 from resources.llm.memo.journal import Journal, OtherJournals, finished, from_line, journals, read_journal, to_line
 from resources.llm.memo.records import Answer, Use, key_of
 
-MakeAnswer = Callable[..., Answer]
 A, B, C, D, E = map(key_of, "abcde")
 RECORDS = [Use(id=f"use-{i}", noted_at=float(i), role="generator", hits=i) for i in range(4)]
 LINES = [to_line(record) for record in RECORDS]
@@ -250,7 +250,7 @@ def found(others: OtherJournals, *keys: str) -> list[str]:
     return [key for key in keys if others.get(key)]
 
 
-def test_lines_are_seen_when_they_are_whole(tmp_path: Path, make_answer: MakeAnswer) -> None:
+def test_lines_are_seen_when_they_are_whole(tmp_path: Path) -> None:
     others, path = OtherJournals(tmp_path), tmp_path / "other.jsonl"
     lines = [to_line(make_answer(A)), to_line(Use(role=f'"key":"{C}"')), to_line(make_answer(B, text=f'"key":"{C}"'))]
     for at in range(0, sum(map(len, lines)) + 1, 7):
@@ -263,9 +263,7 @@ def test_lines_are_seen_when_they_are_whole(tmp_path: Path, make_answer: MakeAns
     assert stored and stored.text == f'"key":"{C}"'
 
 
-def test_only_journals_of_others_count_and_the_newest_answer_of_them_all(
-    tmp_path: Path, make_answer: MakeAnswer
-) -> None:
+def test_only_journals_of_others_count_and_the_newest_answer_of_them_all(tmp_path: Path) -> None:
     others = OtherJournals(tmp_path)
     for number, name in enumerate(["1.jsonl", "2.jsonl", "3.jsonl", "own.jsonl", "4.jsonl.damaged", "5.new"]):
         when = [2.0, 3.0, 1.0][number % 3] + 10 * (number // 3)
@@ -276,7 +274,7 @@ def test_only_journals_of_others_count_and_the_newest_answer_of_them_all(
         assert stored and stored.created_at == 3.0
 
 
-def test_a_damaged_line_hides_no_other(tmp_path: Path, make_answer: MakeAnswer) -> None:
+def test_a_damaged_line_hides_no_other(tmp_path: Path) -> None:
     others, path = OtherJournals(tmp_path), tmp_path / "other.jsonl"
     content = written(path, make_answer(A), make_answer(B), make_answer(C))
     middle = len(to_line(make_answer(A))) + 30
@@ -287,7 +285,7 @@ def test_a_damaged_line_hides_no_other(tmp_path: Path, make_answer: MakeAnswer) 
     assert found(others, A, B, C, D) == [A, C, D]
 
 
-def test_a_journal_that_was_cut_back_and_written_over_is_read_again(tmp_path: Path, make_answer: MakeAnswer) -> None:
+def test_a_journal_that_was_cut_back_and_written_over_is_read_again(tmp_path: Path) -> None:
     # Its process had a full disk in the middle of a write.
     others, path = OtherJournals(tmp_path), tmp_path / "other.jsonl"
     content = written(path, make_answer(A), make_answer(B, text="long " * 50))
@@ -303,7 +301,7 @@ def test_a_journal_that_was_cut_back_and_written_over_is_read_again(tmp_path: Pa
     assert found(others, A, C) == []
 
 
-def test_folded_journals_are_let_go(tmp_path: Path, make_answer: MakeAnswer) -> None:
+def test_folded_journals_are_let_go(tmp_path: Path) -> None:
     others = OtherJournals(tmp_path)
     before = len(os.listdir("/dev/fd"))
     for number in range(20):
@@ -330,7 +328,7 @@ class Clock:
 
 
 def test_the_folder_is_listed_again_as_long_as_its_time_stamp_may_be_too_coarse(
-    tmp_path: Path, make_answer: MakeAnswer, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stamp, clock, listed, listings = 1_700_000_000.0, Clock(0.0), os.listdir, []
 

@@ -10,19 +10,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from scripted import make_answer
 
 from resources.errors import ActError
 from resources.llm.memo import memo as memo_module
 from resources.llm.memo.journal import journals, read_journal, to_line
 from resources.llm.memo.memo import Memo, close_memos, memo_at
-from resources.llm.memo.records import Answer, Use
-
-MakeAnswer = Callable[..., Answer]
+from resources.llm.memo.records import Use
 
 
 @pytest.fixture
@@ -47,9 +46,7 @@ class Disk:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_keep_returns_when_the_answer_is_in_the_file_and_synced(
-    memo: Memo, make_answer: MakeAnswer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_keep_returns_when_the_answer_is_in_the_file_and_synced(memo: Memo, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = Disk(monkeypatch)
 
     async def main() -> None:
@@ -70,9 +67,7 @@ def test_keep_returns_when_the_answer_is_in_the_file_and_synced(
     asyncio.run(main())
 
 
-def test_answers_that_come_in_together_share_a_sync(
-    memo: Memo, make_answer: MakeAnswer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_answers_that_come_in_together_share_a_sync(memo: Memo, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = Disk(monkeypatch)
 
     async def main() -> None:
@@ -94,7 +89,7 @@ def test_answers_that_come_in_together_share_a_sync(
 
 
 def test_a_full_disk_is_told_to_everybody_who_waits_and_the_next_answer_is_kept(
-    memo: Memo, make_answer: MakeAnswer, monkeypatch: pytest.MonkeyPatch
+    memo: Memo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk = Disk(monkeypatch)
 
@@ -112,9 +107,7 @@ def test_a_full_disk_is_told_to_everybody_who_waits_and_the_next_answer_is_kept(
     assert path.read_bytes() == to_line(make_answer("before")) + to_line(make_answer("after"))
 
 
-def test_whoever_stops_waiting_loses_nothing(
-    memo: Memo, make_answer: MakeAnswer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_whoever_stops_waiting_loses_nothing(memo: Memo, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = Disk(monkeypatch)
 
     async def main() -> None:
@@ -136,9 +129,7 @@ def test_whoever_stops_waiting_loses_nothing(
 # --- folding ---------------------------------------------------------------------------------------------------
 
 
-def test_a_full_journal_is_folded_while_the_next_one_is_written(
-    memo: Memo, make_answer: MakeAnswer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_journal_is_folded_while_the_next_one_is_written(memo: Memo, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memo_module, "FOLD_RECORDS", 10)
     memo.append([make_answer(f"{i}") for i in range(9)])
     assert memo.database.look_up(["0"]) == {}
@@ -154,7 +145,7 @@ def test_a_full_journal_is_folded_while_the_next_one_is_written(
 
 
 def test_a_journal_that_others_fold_as_soon_as_it_is_ended_is_no_trouble(
-    memo: Memo, make_answer: MakeAnswer, monkeypatch: pytest.MonkeyPatch
+    memo: Memo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memo_module, "FOLD_RECORDS", 1)
     other, seal = Memo(memo.folder), memo._journal.seal
@@ -170,9 +161,7 @@ def test_a_journal_that_others_fold_as_soon_as_it_is_ended_is_no_trouble(
     assert len(memo.database.look_up(["0", "1", "2"])) == 3
 
 
-def test_a_torn_journal_is_reported_and_a_damaged_one_is_kept_too(
-    memo: Memo, make_answer: MakeAnswer, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_torn_journal_is_reported_and_a_damaged_one_is_kept_too(memo: Memo, caplog: pytest.LogCaptureFixture) -> None:
     lines = [to_line(make_answer(key)) for key in "abcd"]
     (memo.journal_folder / "1.jsonl").write_bytes(lines[0] + lines[1][:-1])
     (memo.journal_folder / "2.jsonl").write_bytes(lines[2] + b"damaged\n" + lines[3])
@@ -205,7 +194,7 @@ memo_at(folder).append([from_line(line)])
     ],
 )
 def test_a_process_folds_at_its_end_and_a_killed_one_is_folded_by_the_next(
-    tmp_path: Path, make_answer: MakeAnswer, end: str, code: int, folded: bool
+    tmp_path: Path, end: str, code: int, folded: bool
 ) -> None:
     command = [sys.executable, "-c", PROGRAM.format(end=end), str(tmp_path)]
     ended = subprocess.run(command, input=to_line(make_answer("a")), capture_output=True, check=False)
@@ -214,7 +203,7 @@ def test_a_process_folds_at_its_end_and_a_killed_one_is_folded_by_the_next(
     assert Memo(tmp_path).database.look_up(["a"]).keys() == {"a"} and not journals(tmp_path / "journal")
 
 
-def test_a_process_has_one_memo_of_a_folder_until_it_closes_it(tmp_path: Path, make_answer: MakeAnswer) -> None:
+def test_a_process_has_one_memo_of_a_folder_until_it_closes_it(tmp_path: Path) -> None:
     first = memo_at(tmp_path / "new" / "memo")
     assert memo_at(tmp_path / "other") is not first
     assert memo_at(tmp_path / "other" / ".." / "new" / "memo") is first
@@ -229,7 +218,7 @@ def test_a_process_has_one_memo_of_a_folder_until_it_closes_it(tmp_path: Path, m
 # --- what was spent --------------------------------------------------------------------------------------------
 
 
-def test_what_was_paid_under_a_budget_is_counted_wherever_it_is(memo: Memo, make_answer: MakeAnswer) -> None:
+def test_what_was_paid_under_a_budget_is_counted_wherever_it_is(memo: Memo) -> None:
     other = Memo(memo.folder)
     assert memo.spent("budget-1") == (0.0, 0)
     failed = Use(budget="budget-1", failures=1, lost_calls=2, lost_prompt_tokens=3, lost_usd=0.25)
@@ -245,7 +234,7 @@ def test_what_was_paid_under_a_budget_is_counted_wherever_it_is(memo: Memo, make
 
 @pytest.mark.parametrize("cut_off", [True, False])
 def test_what_was_paid_is_counted_once_while_it_is_folded(
-    memo: Memo, make_answer: MakeAnswer, monkeypatch: pytest.MonkeyPatch, cut_off: bool
+    memo: Memo, monkeypatch: pytest.MonkeyPatch, cut_off: bool
 ) -> None:
     memo.database.fold([make_answer("old")], [])
     writer = Memo(memo.folder)

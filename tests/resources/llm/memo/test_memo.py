@@ -8,9 +8,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
+from scripted import make_answer
 
 from resources.llm.memo import journal as journal_module
 from resources.llm.memo import memo as memo_module
@@ -18,18 +18,9 @@ from resources.llm.memo.journal import journals
 from resources.llm.memo.memo import Memo, Watch
 from resources.llm.memo.records import Answer, Stored, key_of
 
-MakeAnswer = Callable[..., Answer]
 
-
-@pytest.fixture(scope="session")
-def answer_to(make_answer: MakeAnswer) -> MakeAnswer:
-    """Makes the answer to a question."""
-
-    def make(question: str, created_at: float = 1.0, **changed: Any) -> Answer:
-        text = f"answer to {question} at {created_at}"
-        return make_answer(key_of(question), created_at, **{"text": text, **changed})
-
-    return make
+def answer_to(question: str, created_at: float = 1.0) -> Answer:
+    return make_answer(key_of(question), created_at, text=f"answer to {question} at {created_at}")
 
 
 @pytest.fixture
@@ -52,7 +43,7 @@ def texts(memo: Memo, *questions: str, not_before: float = 0.0) -> dict[str, str
     return {q: answers[key_of(q)].text for q in questions if key_of(q) in answers}
 
 
-def test_answers_are_found_where_ever_they_are(ours: Memo, theirs: Memo, answer_to: MakeAnswer) -> None:
+def test_answers_are_found_where_ever_they_are(ours: Memo, theirs: Memo) -> None:
     assert texts(ours, "a") == {}
     ours.append([answer_to("own")])
     theirs.append([answer_to("live")])
@@ -72,9 +63,7 @@ def test_answers_are_found_where_ever_they_are(ours: Memo, theirs: Memo, answer_
 
 
 @pytest.mark.parametrize("order", [(1.0, 2.0, 3.0), (3.0, 2.0, 1.0), (2.0, 3.0, 1.0)])
-def test_the_newest_answer_is_found_wherever_it_is(
-    ours: Memo, theirs: Memo, answer_to: MakeAnswer, order: tuple[float, ...]
-) -> None:
+def test_the_newest_answer_is_found_wherever_it_is(ours: Memo, theirs: Memo, order: tuple[float, ...]) -> None:
     folded, journaled, own = order
     ours.database.fold([answer_to("a", folded)], [])
     theirs.append([answer_to("a", journaled)])
@@ -92,7 +81,7 @@ def test_the_newest_answer_is_found_wherever_it_is(
 
 @pytest.mark.parametrize("when", ["before the database is asked", "after", "while the journals are listed"])
 def test_a_journal_folded_in_the_middle_of_a_look_up_is_found(
-    ours: Memo, theirs: Memo, answer_to: MakeAnswer, monkeypatch: pytest.MonkeyPatch, when: str
+    ours: Memo, theirs: Memo, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     ours.database.fold([answer_to("old")], [])
     theirs.append([answer_to("a")])
@@ -119,7 +108,7 @@ def test_a_journal_folded_in_the_middle_of_a_look_up_is_found(
 
 
 def test_a_journal_of_its_own_that_ends_in_the_middle_of_a_look_up_is_found(
-    ours: Memo, answer_to: MakeAnswer, monkeypatch: pytest.MonkeyPatch
+    ours: Memo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours.append([answer_to("a")])
     look_up = ours.database.look_up
@@ -136,7 +125,7 @@ def test_a_journal_of_its_own_that_ends_in_the_middle_of_a_look_up_is_found(
 # --- questions that others answer meanwhile --------------------------------------------------------------------
 
 
-def test_what_another_process_is_answered_meanwhile_is_found(ours: Memo, theirs: Memo, answer_to: MakeAnswer) -> None:
+def test_what_another_process_is_answered_meanwhile_is_found(ours: Memo, theirs: Memo) -> None:
     watch = Watch(ours, [A, B])
     assert watch.found == {} and watch.answered(A) is None and watch.answered(B) is None
     theirs.append([answer_to("a")])
@@ -149,9 +138,7 @@ def test_what_another_process_is_answered_meanwhile_is_found(ours: Memo, theirs:
     assert watch.answered(A) and watch.answered(B)
 
 
-def test_an_older_answer_is_not_taken_for_one_that_is_asked_for_again(
-    ours: Memo, theirs: Memo, answer_to: MakeAnswer
-) -> None:
+def test_an_older_answer_is_not_taken_for_one_that_is_asked_for_again(ours: Memo, theirs: Memo) -> None:
     for since in (1.0, 2.0):
         watch = Watch(ours, [A], since)
         assert not watch.found and watch.answered(A) is None
@@ -163,7 +150,7 @@ def test_an_older_answer_is_not_taken_for_one_that_is_asked_for_again(
 
 
 def test_the_database_is_opened_only_when_it_has_changed(
-    ours: Memo, theirs: Memo, answer_to: MakeAnswer, monkeypatch: pytest.MonkeyPatch
+    ours: Memo, theirs: Memo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours.database.fold([answer_to("old")], [])
     asked: list[list[str]] = []
@@ -207,7 +194,7 @@ def at_work(*jobs: Callable[[], object]) -> Iterator[threading.Event]:
 
 
 def test_no_answer_is_missed_while_journals_are_folded(
-    ours: Memo, theirs: Memo, answer_to: MakeAnswer, monkeypatch: pytest.MonkeyPatch
+    ours: Memo, theirs: Memo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memo_module, "FOLD_RECORDS", 16)
     written: list[str] = []  # keys whose answers are on disk

@@ -189,7 +189,8 @@ class GeminiProvider(HttpProvider):
         if not isinstance(error, APIError):
             return None
         details = _details(error.details)
-        daily = any("PerDay" in quota for quota in _quotas(details))
+        violations = [v for d in details for v in d.get("violations") or () if isinstance(v, Mapping)]
+        daily = any("PerDay" in str(v.get("quotaId", "")) for v in violations)
         said = error.message if isinstance(error.message, str) and error.message else str(error.details)
         what = "the daily quota is used up: " if daily else ""
         headers: Mapping[str, str] = getattr(error.response, "headers", None) or {}
@@ -210,11 +211,6 @@ def _details(body: Any) -> list[Mapping[str, Any]]:
     error = body.get("error", body) if isinstance(body, Mapping) else None
     details = error.get("details") if isinstance(error, Mapping) else None
     return [d for d in details if isinstance(d, Mapping)] if isinstance(details, list) else []
-
-
-def _quotas(details: list[Mapping[str, Any]]) -> list[str]:
-    violations = [v for d in details for v in d.get("violations") or () if isinstance(v, Mapping)]
-    return [str(v.get("quotaId", "")) for v in violations]
 
 
 def _retry_delay_s(details: list[Mapping[str, Any]]) -> float | None:

@@ -57,10 +57,6 @@ class Slot:
     tokens: int  # as estimated, then as used
     ended: bool = False
 
-    @property
-    def provider(self) -> Provider:
-        return self.lane.provider
-
 
 @dataclass(eq=False, slots=True)
 class Lane:

@@ -142,7 +142,7 @@ class Sender:
         try:
             try:
                 async with asyncio.timeout(seconds):
-                    answer = await slot.provider.complete(request)
+                    answer = await slot.lane.provider.complete(request)
             except TimeoutError:
                 why = f"no answer within {seconds:g} s"
                 raise ProviderError("timeout", why, retryable=True, maybe_charged=True) from None

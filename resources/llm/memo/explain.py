@@ -13,7 +13,6 @@ import re
 import time
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -319,7 +318,9 @@ def record_miss(folder: Path, key: str, question: str, role: str, label: str) ->
     """
     noted = json.dumps({"key": key, "question": question, "role": role, "label": label, "at": time.time()})
     try:
-        with _held(folder / "missed.jsonl", os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX) as descriptor:
+        descriptor = os.open(folder / "missed.jsonl", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "r+b"):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
             size = os.fstat(descriptor).st_size
             end = os.pread(descriptor, 32, max(0, size - 32))
             number = re.search(rb'"n": (\d+)\}\n$', end)  # of lines, by the last one's word
@@ -336,22 +337,13 @@ def record_miss(folder: Path, key: str, question: str, role: str, label: str) ->
         LOG.warning("a question that the memo does not hold could not be noted: %s", error)
 
 
-@contextmanager
-def _held(path: Path, flags: int, how: int) -> Iterator[int]:
-    descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, how)
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
 def find_miss(folder: Path, key_prefix: str) -> Miss | None:
     """The last miss whose key begins so; None where there is none. Raises ActError where several keys do."""
     wanted = checked_prefix(key_prefix)
     try:
-        with _held(folder / "missed.jsonl", os.O_RDONLY, fcntl.LOCK_SH) as descriptor:
-            content = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+        with (folder / "missed.jsonl").open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH)
+            content = stream.read()
     except FileNotFoundError:
         return None
     found = {m.key: m for m in map(_miss, content.splitlines()[-KEPT:]) if m and m.key.startswith(wanted)}

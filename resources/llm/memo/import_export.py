@@ -117,28 +117,24 @@ def _batches(rows: Iterator[tuple[str, Any]], rejected: list[str]) -> Iterator[l
     """The sound rows; `rejected` gets an entry for each other one, which says why for the first of them."""
     batch: list[Answer] = []
     size = 0
-    broken: ActError | None = None
-    while True:
-        try:
-            where, row = next(rows)
-            answer = sound(row)
-        except StopIteration:
-            break
-        except ActError as error:
-            broken = error
-            break
-        except (ValueError, RecursionError) as error:
-            rejected.append(f"{where}: {error}" if len(rejected) < NAMED else "")
-            continue
-        batch.append(answer)
-        size += len(answer.question) + len(answer.text)
-        if len(batch) >= BATCH_ROWS or size >= BATCH_BYTES:
+    try:
+        for where, row in rows:
+            try:
+                answer = sound(row)
+            except (ValueError, RecursionError) as error:
+                rejected.append(f"{where}: {error}" if len(rejected) < NAMED else "")
+                continue
+            batch.append(answer)
+            size += len(answer.question) + len(answer.text)
+            if len(batch) >= BATCH_ROWS or size >= BATCH_BYTES:
+                yield batch
+                batch, size = [], 0
+    except ActError:  # the rest of the file cannot be read
+        if batch:
             yield batch
-            batch, size = [], 0
+        raise
     if batch:
         yield batch
-    if broken:
-        raise broken
 
 
 def _there(memo: Memo, wanted: set[tuple[str, str]], rows: str) -> set[tuple[str, str]]:

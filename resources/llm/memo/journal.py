@@ -15,7 +15,7 @@ import time
 import uuid
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -152,33 +152,16 @@ def records_in(folder: Path) -> list[Record]:
 @contextmanager
 def finished(paths: Iterable[Path]) -> Iterator[list[Path]]:
     """Those journals that no process writes to any more, held so until the end of the block."""
-    held: list[tuple[Path, int]] = []
-    try:
+    with ExitStack() as held:
+        free: list[Path] = []
         for path in paths:
-            try:
-                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            except FileNotFoundError:
-                continue
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(descriptor)
-                continue
-            if not _names(path, descriptor):  # folded and deleted by another process before the lock was ours
-                os.close(descriptor)
-                continue
-            held.append((path, descriptor))
-        yield [path for path, _ in held]
-    finally:
-        for _, descriptor in held:
-            os.close(descriptor)
-
-
-def _names(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
+            with suppress(FileNotFoundError, BlockingIOError):
+                stream = held.enter_context(path.open("rb"))
+                fcntl.flock(stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Else folded and deleted by another process before the lock was ours.
+                if os.path.samestat(path.stat(), os.fstat(stream.fileno())):
+                    free.append(path)
+        yield free
 
 
 class OtherJournals:

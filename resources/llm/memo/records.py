@@ -224,7 +224,9 @@ def from_json(raw: Mapping[str, Any]) -> Record:
     if given.keys() != names:
         raise ValueError(f"missing: {sorted(names - given.keys())}, unknown: {sorted(given.keys() - names)}")
     for f in fields(_CLASSES[kind]):
-        _typed(f.name, given[f.name], str(f.type))
+        value, declared = given[f.name], str(f.type)
+        if not isinstance(value, _TYPES[declared]) or isinstance(value, bool):
+            raise ValueError(f"{f.name} is a {type(value).__name__}, not {declared}")
     return _CLASSES[kind](**given)
 
 
@@ -236,8 +238,3 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "float": (float, int),
     "float | None": (float, int, type(None)),
 }
-
-
-def _typed(name: str, value: Any, declared: str) -> None:
-    if not isinstance(value, _TYPES[declared]) or isinstance(value, bool):
-        raise ValueError(f"{name} is a {type(value).__name__}, not {declared}")

@@ -93,27 +93,6 @@ def folded(folder: Path, *records: Record) -> None:
 
 def make_answer(key: str, created_at: float = 1.0, **changed: Any) -> Answer:
     """The answer of any key, given at a time (seconds since 1970)."""
-    given: dict[str, Any] = {
-        "id": f"{key} at {created_at}",
-        "key": key,
-        "question": "{}",
-        "provider": "gemini",
-        "base_url": "https://x.example",
-        "model": "model-1",
-        "sample_index": 0,
-        "role": "generator",
-        "label": "example 1",
-        "asset": "pairs",
-        "partition": "pacific/50",
-        "run": "run-1",
-        "budget": "budget-1",
-        "text": f"answer to {key} at {created_at}",
-        "finish_reason": "stop",
-        "reported_model": "model-1-001",
-        "prompt_tokens": 3,
-        "output_tokens": 4,
-        "latency_s": 0.25,
-        "cost_usd": 0.5,
-        "created_at": created_at,
-    }
-    return Answer(**{**given, **changed})
+    text = f"answer to {key} at {created_at}"
+    given = {"id": f"{key} at {created_at}", "key": key, "question": "{}", "label": "example 1", "text": text}
+    return paid(at=created_at, **{**given, **changed})

@@ -57,33 +57,6 @@ async def test_rounding_keeps_nobody_out() -> None:
 
 
 @in_a_loop
-async def test_a_call_waits_for_those_in_flight_that_may_come_to_less() -> None:
-    budget = Budget(1.0, None)
-    first, second = await held(budget, 0.5), await held(budget, 0.5)
-    third = asyncio.create_task(budget.reserve(0.4))
-    await turns()
-    assert not third.done()
-    first.settle(0.2)
-    await turns()
-    assert not third.done()  # 0.2 spent and 0.5 held: 0.3 left
-    second.settle(0.3)
-    assert await third is not None
-
-
-@in_a_loop
-async def test_a_call_is_refused_once_everything_in_flight_has_settled_for_too_much() -> None:
-    budget = Budget(1.0, None)
-    first = await held(budget, 0.9)
-    second = asyncio.create_task(budget.reserve(0.2))
-    await turns()
-    assert not second.done()
-    first.settle(0.9)
-    assert await second is None
-    assert budget.describe() == "budget of $1.00 reached: $0.90 spent"
-    (await held(budget, 0.1)).refund()
-
-
-@in_a_loop
 async def test_nobody_waits_where_no_refund_could_help() -> None:
     budget = Budget(1.0, 5, spent_usd=0.7, calls=2)
     first = await held(budget, 0.1)

@@ -257,21 +257,6 @@ async def test_overload_pauses_only_where_the_provider_asks_for_it() -> None:
 
 
 @on_its_clock
-async def test_a_retry_after_is_never_shortened_and_its_seconds_are_counted_once() -> None:
-    limiter = new_limiter()
-    start = now()
-    slots = [await limiter.acquire(1) for _ in range(5)]
-    limiter.rate_limited(slots[0], 20.0)
-    limiter.rate_limited(slots[1], 30.0)
-    limiter.rate_limited(slots[2], 5.0)
-    limiter.rate_limited(slots[3], None)
-    limiter.overloaded(slots[4], 2.0)
-    await asyncio.sleep(10)
-    await limiter.acquire(1)
-    assert now() == pytest.approx(start + 30)
-
-
-@on_its_clock
 async def test_calls_spread_over_lanes_with_rates_of_their_own_and_go_on_where_one_is_paused() -> None:
     limiter = new_limiter(2, max_concurrency=1, requests_per_minute=3)
     start = now()
@@ -329,33 +314,6 @@ async def test_a_slot_ends_once(again: str) -> None:
 
 
 @on_its_clock
-async def test_callers_are_served_in_the_order_they_ask_even_where_a_later_one_would_fit() -> None:
-    limiter = new_limiter(tokens_per_minute=100)
-    order: list[tuple[int, float]] = []
-    start = now()
-
-    async def call(tokens: int) -> None:
-        slot = await limiter.acquire(tokens)
-        order.append((tokens, now() - start))
-        limiter.released(slot)
-
-    await asyncio.gather(*(call(tokens) for tokens in (60, 90, 10, 11)))
-    assert [tokens for tokens, _ in order] == [60, 90, 10, 11]
-    assert [at for _, at in order] == pytest.approx([0, 60, 60, 120])
-
-
-@on_its_clock
-async def test_a_call_larger_than_the_whole_limit_waits_for_an_empty_window_and_fills_it() -> None:
-    limiter = new_limiter(tokens_per_minute=100)
-    start = now()
-    limiter.released(await limiter.acquire(1))
-    limiter.released(await limiter.acquire(250))
-    assert now() == pytest.approx(start + 60)
-    limiter.released(await limiter.acquire(1))
-    assert now() == pytest.approx(start + 120)
-
-
-@on_its_clock
 async def test_what_a_call_used_replaces_its_estimate_in_the_window() -> None:
     limiter = new_limiter(tokens_per_minute=100)
     start = now()
@@ -398,21 +356,6 @@ async def test_a_larger_ceiling_lets_those_go_who_wait() -> None:
     limiter.restrict(Limits(max_concurrency=2))
     await turns()
     assert task.done()
-
-
-@on_its_clock
-async def test_a_cancelled_waiter_leaves_the_queue_and_those_behind_it_go() -> None:
-    limiter = new_limiter(max_concurrency=1)
-    slot = await limiter.acquire(1)
-    tasks = [asyncio.create_task(limiter.acquire(1)) for _ in range(3)]
-    await turns()
-    tasks[0].cancel()
-    tasks[1].cancel()
-    limiter.released(slot)  # in the same turn: the cancelled ones are still in the queue
-    slot = await tasks[2]
-    assert tasks[0].cancelled() and tasks[1].cancelled() and limiter.in_flight == 1
-    limiter.released(slot)
-    assert idle(limiter)
 
 
 @on_its_clock

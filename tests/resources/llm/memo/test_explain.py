@@ -188,13 +188,6 @@ def test_the_same_example_of_the_same_role_is_preferred_to_similar_messages(memo
         assert (found.how, json.loads(found.nearest.question)["messages"][0]["content"]) == (how, expected)
 
 
-def test_another_model_altogether(stored: Memo) -> None:
-    strange = LLMRequest("judge", "model-9", (ChatMessage("user", "17 is a number, too"),), Sampling(), "conv-x")
-    found = why_miss(stored, question(strange))
-    assert found.nearest is not None
-    assert "model" in [d.path for d in found.differences]
-
-
 def test_a_question_that_the_memo_holds(stored: Memo) -> None:
     assert why_miss(stored, question()) == Explanation(answered().key, held=True)
 

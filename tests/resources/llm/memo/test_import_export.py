@@ -103,15 +103,6 @@ def test_many_portions_and_batches(fresh: Fresh, tmp_path: Path, monkeypatch: py
     assert times == sorted(times[:40]) + sorted(times[40:])
 
 
-def test_who_asked_travels_with_an_answer(fresh: Fresh, tmp_path: Path) -> None:
-    export(fresh(paid()), tmp_path / "x.jsonl", ALL)
-    memo = fresh()
-    import_(memo, tmp_path / "x.jsonl")
-    (found,) = memo.database.query("SELECT asset, partition, run, budget, label, role, reported_model FROM answers")
-    assert found == ("pairs", "pacific|50", "run-1", "budget-1", "example What?", "generator", "model-1-001")
-    assert memo.look_up([paid().key]).answers[paid().key].text == "This."
-
-
 def test_the_file_is_private_whole_and_alone(fresh: Fresh, tmp_path: Path) -> None:
     file = tmp_path / "x.parquet"
     file.write_text("something older")
@@ -145,39 +136,6 @@ def test_files_that_cannot_be_written(fresh: Fresh, tmp_path: Path, name: str) -
     assert error.value.todo
 
 
-def test_filters(fresh: Fresh, tmp_path: Path) -> None:
-    base = [
-        paid("a"),
-        paid("b", role="intent"),
-        paid("c", asset="labels"),
-        paid("d", partition="all"),
-        paid("e", at=50.0),
-    ]
-    memo = fresh(*base, paid("f", model="model-2"))
-
-    def exported(filters: Filters) -> set[str]:
-        export(memo, tmp_path / "x.jsonl", filters)
-        lines = (tmp_path / "x.jsonl").read_text().splitlines()
-        return {json.loads(json.loads(line)["question"])["messages"][0]["content"] for line in lines}
-
-    assert exported(ALL) == set("abcdef")
-    assert not ALL
-    for filters, expected in (
-        (Filters(keys=(base[0].key, base[1].key)), "ab"),
-        (Filters(models=("model-2",)), "f"),
-        (Filters(roles=("intent",)), "b"),
-        (Filters(roles=("intent", "generator")), "abcdef"),
-        (Filters(assets=("labels",)), "c"),
-        (Filters(partitions=("all",)), "d"),
-        (Filters(before=50.0), "abcd"),
-        (Filters(before=50.000001), "abcde"),
-        (Filters(before=20.0, roles=("generator",), assets=("pairs",)), "ad"),
-        (Filters(models=("none",)), ""),
-    ):
-        assert filters
-        assert exported(filters) == set(expected)
-
-
 @pytest.mark.parametrize(
     ("text", "seconds"), [("90d", 7_776_000.0), ("36h", 129_600.0), ("0.5d", 43_200.0), (" 1d ", 86_400.0)]
 )
@@ -203,10 +161,12 @@ def test_what_is_still_in_a_journal_is_exported(fresh: Fresh, tmp_path: Path, su
     assert other.look_up([newer.key]).answers[newer.key].text == "newer"
 
 
-def test_without_history_only_current_answers(fresh: Fresh, tmp_path: Path) -> None:
-    memo = fresh(paid(at=1.0), paid(at=2.0))
-    assert export(memo, tmp_path / "x.jsonl", ALL).history == 0
-    assert len((tmp_path / "x.jsonl").read_text().splitlines()) == 1
+def test_without_history_only_current_answers_that_pass_the_filters(fresh: Fresh, tmp_path: Path) -> None:
+    memo = fresh(paid(at=1.0), paid(at=50.0), paid("b", role="intent"))
+    for filters, number in ((ALL, 2), (Filters(roles=("intent", "x")), 1), (Filters(before=50.0), 1)):
+        written = export(memo, tmp_path / "x.jsonl", filters)
+        assert (written.answers, written.history) == (number, 0)
+        assert len((tmp_path / "x.jsonl").read_text().splitlines()) == number
 
 
 # --- importing ---------------------------------------------------------------------------------------------------

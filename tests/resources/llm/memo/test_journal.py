@@ -16,13 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from scripted import make_answer
 
 from resources.errors import ActError
 from resources.llm.memo import journal as journal_module
-from resources.llm.memo.journal import Journal, OtherJournals, finished, from_line, journals, read_journal, to_line
+from resources.llm.memo.journal import Journal, OtherJournals, finished, journals, read_journal, to_line
 from resources.llm.memo.records import Answer, Use, key_of
 
 A, B, C, D, E = map(key_of, "abcde")
@@ -72,14 +70,6 @@ def go_on(process: subprocess.Popen[str]) -> None:
     assert process.stdin
     process.stdin.write("\n")
     process.stdin.flush()
-
-
-@given(st.text(), st.integers(0, 2**60), st.floats(0, 2e9))
-def test_a_line_is_read_as_the_record_it_was_written_from(text: str, number: int, when: float) -> None:
-    record = Use(role=text.encode("utf-8", "replace").decode(), hits=number, noted_at=when)
-    line = to_line(record)
-    assert line.endswith(b"\n") and line.count(b"\n") == 1
-    assert from_line(line) == record == from_line(line[:-1])
 
 
 def test_a_last_line_torn_at_any_byte_costs_that_line_alone(tmp_path: Path) -> None:

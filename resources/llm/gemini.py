@@ -1,8 +1,8 @@
 """Gemini, over google-genai.
 
 The client library would do more than one request per call in several ways; all of them are turned
-off here. It returns the body as it came, which is read by the records below: they keep what is used,
-and a finish reason that the library does not know yet is one like any other.
+off here. It returns the body as it came, which is read by the records below: they keep what is
+used, and a finish reason that the library does not know yet is one like any other.
 """
 
 from __future__ import annotations

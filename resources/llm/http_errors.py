@@ -36,7 +36,8 @@ class Reply:
 
 
 class HttpProvider(ABC):
-    """A provider over HTTP, with one key; one HTTP request per call. Which one is said by a subclass."""
+    """A provider over HTTP, with one key; one HTTP request per call. Which one is said by a
+    subclass."""
 
     name: str
     speaker: str  # whose answer it is, in messages
@@ -66,7 +67,8 @@ class HttpProvider(ABC):
 
     @abstractmethod
     def _refusal(self, error: Exception) -> ProviderError | None:
-        """The failure that an exception of the client library means; None where the server did not answer."""
+        """The failure that an exception of the client library means; None where the server did not
+        answer."""
 
     async def complete(self, request: LLMRequest) -> LLMResponse:
         """The answer, from one attempt. Raises ProviderError for everything that is not a whole answer."""
@@ -160,10 +162,11 @@ def message(text: str, *keys: str) -> str:
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """The seconds that `retry-after-ms` or `Retry-After` asks to wait; None where neither can be read.
+    """The seconds that `retry-after-ms` or `Retry-After` asks to wait; None where neither can be
+    read.
 
-    `headers` must look names up without regard to case. A date is counted from the server's own clock
-    where it sends one, since the two clocks may differ.
+    `headers` must look names up without regard to case. A date is counted from the server's own
+    clock where it sends one, since the two clocks may differ.
     """
     if (wait := _seconds(headers.get("retry-after-ms", ""))) is not None:
         return wait / 1000

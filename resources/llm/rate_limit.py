@@ -171,7 +171,8 @@ class RateLimiter:
         return max(0.0, min((lane.paused_until for lane in self._open_lanes()), default=0.0) - self._clock())
 
     def restrict(self, limits: Limits) -> None:
-        """One more role uses this limiter. The largest concurrency and the strictest rates hold for all."""
+        """One more role uses this limiter. The largest concurrency and the strictest rates hold for
+        all."""
         held = self._limits or limits
         rpm, tpm = (
             min((rate for rate in pair if rate is not None), default=None)

@@ -1,4 +1,5 @@
-"""One question, asked until it is answered or asking again is of no use: rate limits, budget, retries, timeouts.
+"""One question, asked until it is answered or asking again is of no use: rate limits, budget,
+retries, timeouts.
 
 Nothing here knows of the memo; `client` asks only what the memo does not hold.
 """

@@ -1,4 +1,5 @@
-"""From settings to a model that can be asked: provider, keys, rate limits, memo, prices and budget put together.
+"""From settings to a model that can be asked: provider, keys, rate limits, memo, prices and budget
+put together.
 
     llm = open_llm(endpoint, settings)
     results = llm.complete_all(requests)
@@ -45,9 +46,9 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class CallSettings:
-    """How a run makes its calls, and for whom. `since` (seconds since 1970): in mode `refresh`, answers
-    older than this are asked again. A budget counts everything that was paid under `asker.budget`, by
-    any process."""
+    """How a run makes its calls, and for whom. `since` (seconds since 1970): in mode `refresh`,
+    answers older than this are asked again. A budget counts everything that was paid under
+    `asker.budget`, by any process."""
 
     memo_folder: Path
     mode: Mode = "normal"
@@ -80,8 +81,8 @@ def open_llm(endpoint: Endpoint, settings: CallSettings, embedded: ProviderFacto
     """The model of an endpoint, with this process's memo, limits and budget; `embedded` makes the
     built-in provider.
 
-    Raises ActError for a base URL or a price table with mistakes, and for a budget in dollars without
-    a known price.
+    Raises ActError for a base URL or a price table with mistakes, and for a budget in dollars
+    without a known price.
     """
     base_url = served_at(endpoint)
     price = price_table().price(endpoint.provider, base_url, endpoint.model)

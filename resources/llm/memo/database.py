@@ -147,7 +147,8 @@ class Database:
                 raise Rebuilt from error
 
     def _prepare(self) -> None:
-        """Before the database is read: brings an older one to the newest schema, and rebuilds a lost one."""
+        """Before the database is read: brings an older one to the newest schema, and rebuilds a
+        lost one."""
         if self._prepared if self.path.exists() else not self.archive:
             return
         with self.writing():
@@ -264,7 +265,8 @@ class Database:
         return connection
 
     def fault(self) -> str:
-        """Why the database cannot be read in full; "" where it can, or where there is none. Changes nothing."""
+        """Why the database cannot be read in full; "" where it can, or where there is none. Changes
+        nothing."""
         with self._mutex, self._locked(fcntl.LOCK_SH):
             return self._fault() if self.path.exists() else ""
 
@@ -301,8 +303,8 @@ class Database:
             )
 
     def _rebuild(self, why: Exception | None) -> None:
-        """Rebuilds the database from the sound segments of the archive, and sets a damaged one aside
-        (`why`; None where there is none any more); called under the exclusive lock.
+        """Rebuilds the database from the sound segments of the archive, and sets a damaged one
+        aside (`why`; None where there is none any more); called under the exclusive lock.
 
         It is built beside and renamed, so that a rebuild that fails changes nothing and one that is
         cut off starts again.

@@ -40,10 +40,11 @@ class Exported:
 
 
 def export(memo: Memo, path: Path, filters: Filters, history: bool = False) -> Exported:
-    """Writes the answers that pass to `path` (.parquet or .jsonl), oldest first, whole or not at all,
-    mode 0600; with `history` also those that a later one replaced.
+    """Writes the answers that pass to `path` (.parquet or .jsonl), oldest first, whole or not at
+    all, mode 0600; with `history` also those that a later one replaced.
 
-    **Prompts and answers are in the file in clear.** Raises ActError where the file cannot be written.
+    **Prompts and answers are in the file in clear.** Raises ActError where the file cannot be
+    written.
     """
     if path.suffix not in (".parquet", ".jsonl"):
         raise ActError(f"cannot export to {path.name}", where=str(path), todo="end the name with .parquet or .jsonl")
@@ -92,7 +93,8 @@ class Imported:
 
 
 def import_(memo: Memo, path: Path) -> Imported:
-    """Adds a file's answers to the memo, durably, batch by batch. Every row is checked, its key computed again.
+    """Adds a file's answers to the memo, durably, batch by batch. Every row is checked, its key
+    computed again.
 
     Rows that are not sound are left out and counted. Raises ActError for a file that is not of
     answers, or of which the rest cannot be read; what came before is kept.

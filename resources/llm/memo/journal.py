@@ -1,9 +1,9 @@
 """Journals: where an answer becomes durable, before anyone uses it.
 
-Every process appends to a file of its own, `journal/<ms>-<pid>-<random>.jsonl`, one line per record:
-the CRC-32 of the JSON (8 hex digits), a space, the JSON. While a process writes to its journal it
-holds a lock (flock) on it, which dies with the process; a journal without a lock is finished and may
-be folded into the database by anyone.
+Every process appends to a file of its own, `journal/<ms>-<pid>-<random>.jsonl`, one line per
+record: the CRC-32 of the JSON (8 hex digits), a space, the JSON. While a process writes to its
+journal it holds a lock (flock) on it, which dies with the process; a journal without a lock is
+finished and may be folded into the database by anyone.
 """
 
 from __future__ import annotations

@@ -54,8 +54,8 @@ class Survey:
 def survey(
     connection: duckdb.DuckDBPyConnection, database: Database, kind: str, unfolded: Sequence[Record] = ()
 ) -> Survey:
-    """Reads the whole archive of `answers` or `uses`. Rows of `unfolded` records are not missed in the
-    database: they are folded in again. Leaves temporary tables `unarchived_<kind>` and
+    """Reads the whole archive of `answers` or `uses`. Rows of `unfolded` records are not missed in
+    the database: they are folded in again. Leaves temporary tables `unarchived_<kind>` and
     `unknown_<kind>` (key, id)."""
     connection.execute(
         "CREATE OR REPLACE TEMP TABLE archived (key VARCHAR, id VARCHAR, content UBIGINT, sound BOOLEAN, part INTEGER)"
@@ -99,8 +99,8 @@ def survey(
 
 
 def fold_unknown(connection: duckdb.DuckDBPyConnection, database: Database, found: Survey) -> int:
-    """Adds to the database what only the archive has, damaged segments included as far as they can be
-    read; returns how many rows. An answer whose key is not that of its question is left out."""
+    """Adds to the database what only the archive has, damaged segments included as far as they can
+    be read; returns how many rows. An answer whose key is not that of its question is left out."""
     kind, added = found.kind, 0
     names, sane = ", ".join(SCHEMAS[kind].names), "sha256(question) = key" if kind == "answers" else "true"
     for path in [*found.sound, *(path for path, _ in found.damaged)] if found.unknown else []:
@@ -153,12 +153,12 @@ def set_aside(folder: Path) -> list[Path]:
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """What was deleted, or would be: answers, earlier answers, their tokens and what they had cost in
-    US dollars (`unpriced` ones have no known price; None where none has).
+    """What was deleted, or would be: answers, earlier answers, their tokens and what they had cost
+    in US dollars (`unpriced` ones have no known price; None where none has).
 
-    `restored`: earlier answers that are current again. `unfolded`: rows that match, but are still in
-    journals of running processes, and stay. `aside`: damaged files set aside earlier, which may hold
-    what was deleted.
+    `restored`: earlier answers that are current again. `unfolded`: rows that match, but are still
+    in journals of running processes, and stay. `aside`: damaged files set aside earlier, which may
+    hold what was deleted.
     """
 
     dry_run: bool
@@ -183,8 +183,8 @@ _RESTORE = """
 
 def prune(memo: Memo, filters: Filters, *, history_only: bool = False, dry_run: bool = True) -> Pruned:
     """Deletes the answers that pass, with their history, from the database and from the archive, so
-    that no rebuild brings them back. With `history_only`, earlier answers alone. Raises ActError where
-    nothing is chosen.
+    that no rebuild brings them back. With `history_only`, earlier answers alone. Raises ActError
+    where nothing is chosen.
 
     Cut off, it has deleted nothing: run it again.
     """

@@ -112,7 +112,8 @@ class Memo:
     # --- keeping ---------------------------------------------------------------------------------------------
 
     async def keep(self, record: Record) -> None:
-        """Returns when an answer, or a row of the ledger, is on disk; those that come in meanwhile share one fsync.
+        """Returns when an answer, or a row of the ledger, is on disk; those that come in meanwhile
+        share one fsync.
 
         Raises ActError where the disk does not take it.
         """
@@ -202,7 +203,8 @@ class Memo:
 
 
 class Watch:
-    """Some questions: what was `found` of them, and what any process has been answered since. Safe for threads."""
+    """Some questions: what was `found` of them, and what any process has been answered since. Safe
+    for threads."""
 
     def __init__(self, memo: Memo, keys: Iterable[str], not_before: float = 0.0) -> None:
         self.memo, self._not_before = memo, not_before
@@ -213,8 +215,8 @@ class Watch:
         self._mutex = threading.Lock()
 
     def answered(self, key: str) -> Stored | None:
-        """What a look-up of a question that was not found would find now; the database is asked for all
-        of them together, and only when it has changed (`stale`: then this may take a while)."""
+        """What a look-up of a question that was not found would find now; the database is asked for
+        all of them together, and only when it has changed (`stale`: then this may take a while)."""
         while True:
             unfolded = self.memo.unfolded(key)  # before the generation: what is folded now is noticed there
             if not self.stale():

@@ -1,4 +1,5 @@
-"""All that a memo holds, for people: the database's rows, and those that are only in journals so far.
+"""All that a memo holds, for people: the database's rows, and those that are only in journals so
+far.
 
 `consult` gives a connection that has both; `stats` sums up what was paid and saved, `show` has one
 answer with all that is known of it.
@@ -315,8 +316,8 @@ def _groups(connection: duckdb.DuckDBPyConnection, names: Sequence[str]) -> tupl
 
 
 def show(memo: Memo, key_or_prefix: str) -> list[Answer]:
-    """The answer to one question, and the earlier ones, newest first. Raises ActError for a prefix of no
-    key, or of several."""
+    """The answer to one question, and the earlier ones, newest first. Raises ActError for a prefix
+    of no key, or of several."""
 
     def ask(connection: duckdb.DuckDBPyConnection) -> list[Answer]:
         key = key_in(connection, key_or_prefix)

@@ -40,12 +40,12 @@ def test_an_empty_memo(memo: Memo) -> None:
 
 
 def test_sums_by_model_and_role(memo: Memo) -> None:
-    again = paid("one", cost=0.75)
+    again = paid("one", at=2e9, cost=0.75)
     folded(
         memo.folder,
         paid("one", at=5.0),
         again,
-        paid("two", role="intent"),
+        paid("two", at=6.0, role="intent"),
         noted(hits=3, saved_usd=1.5, saved_prompt_tokens=30),
         noted(failures=2, lost_prompt_tokens=7, lost_output_tokens=1, lost_usd=0.25, role="intent"),
     )
@@ -58,8 +58,7 @@ def test_sums_by_model_and_role(memo: Memo) -> None:
     assert found.total == UsageGroup((), 3, 3, 2, 37, 10, 2.0, 1.5)
     assert found.groups[0].hit_rate == 3 / 5
     assert (found.answers, found.history, found.oldest) == (2, 1, 5.0)
-    assert found.newest is not None
-    assert found.newest > 1e9
+    assert found.newest == 2e9
     assert found.database_bytes == memo.database.path.stat().st_size
 
 

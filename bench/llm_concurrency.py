@@ -2,9 +2,10 @@
 
     python bench/llm_concurrency.py                     # about four minutes
 
-2,000 questions to a loopback server (a process of its own) that takes 300 ms for each answer, 64 at a time: through
-`LLM` (memo, rate limits, retries) with both providers, and through a plain loop over the OpenAI client, in one run. Then
-10 % of the answers are 429 with a Retry-After of one second. Ends with one line of JSON: every figure and its target.
+2,000 questions to a loopback server (a process of its own) that takes 300 ms for each answer, 64 at
+a time: through `LLM` (memo, rate limits, retries) with both providers, and through a plain loop over
+the OpenAI client, in one run. Then 10 % of the answers are 429 with a Retry-After of one second. Ends
+with one line of JSON: every figure and its target.
 """
 
 from __future__ import annotations

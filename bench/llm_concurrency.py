@@ -2,9 +2,10 @@
 
     python bench/llm_concurrency.py                     # about four minutes
 
-2,000 questions to a loopback server (a process of its own) that takes 300 ms for each answer, 64 at a time: through
-`LLM` (memo, pacing, retries) with both providers, and through a plain loop over the OpenAI client, in one run. Then
-10 % of the answers are 429 with a Retry-After of one second. Ends with one line of JSON: every figure and its target.
+2,000 questions to a loopback server (a process of its own) that takes 300 ms for each answer, 64 at
+a time: through `LLM` (memo, rate limits, retries) with both providers, and through a plain loop over
+the OpenAI client, in one run. Then 10 % of the answers are 429 with a Retry-After of one second. Ends
+with one line of JSON: every figure and its target.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from resources.llm.client import LLM, Memory
 from resources.llm.gemini import GeminiProvider
 from resources.llm.memo.memo import close_memos, memo_at
 from resources.llm.openai_chat import OpenAIProvider
-from resources.llm.retry import Persistence
+from resources.llm.retry import RetrySettings
 from resources.llm.runtime import call_loop
 
 LOOPBACK = Path(__file__).resolve().parent.parent / "tests" / "loopback.py"
@@ -117,7 +118,7 @@ def timed(provider: Any, requests: list[LLMRequest], concurrency: int) -> tuple[
     """Seconds, questions without an answer, answers that are not the right ones."""
     with tempfile.TemporaryDirectory(prefix="bench-calls-") as folder:
         memory = Memory(memo_at(Path(folder) / "memo"))
-        llm = LLM(provider, max_concurrency=concurrency, memory=memory, persistence=Persistence(patience_s=3600))
+        llm = LLM(provider, max_concurrency=concurrency, memory=memory, retry=RetrySettings(patience_s=3600))
         started = time.perf_counter()
         results = llm.complete_all(requests)
         seconds = time.perf_counter() - started

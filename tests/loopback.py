@@ -165,9 +165,7 @@ class Loopback:
         return {
             "requests": len(calls),
             "answers": dict(Counter(call.answered for call in calls)),
-            "keys": len({call.request.key for call in calls}),
             "questions": len({call.request.messages for call in calls}),
-            "bodies": len({json.dumps(call.request.body, sort_keys=True) for call in calls}),
             "early": sum(call.early for call in calls),
             "max_concurrency": self.max_concurrency,
         }
@@ -187,12 +185,6 @@ class Loopback:
         assert self._loop and self._thread
         self._loop.call_soon_threadsafe(self._stopped.set)
         self._thread.join()
-
-    async def __aenter__(self) -> Self:
-        return self.__enter__()
-
-    async def __aexit__(self, *exc: object) -> None:
-        await asyncio.to_thread(self.__exit__)
 
     def _run(self, ready: threading.Event) -> None:
         async def main() -> None:
@@ -442,21 +434,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--latency", type=float, default=0.0, help="seconds before each answer")
     parser.add_argument("--retry-after", type=float, default=1.0, help="seconds that a 429 asks to wait")
-    parser.add_argument("--hint", choices=HINTS, default="seconds", help="how a 429 says so")
-    parser.add_argument("--drip", type=float, default=0.5, help="seconds that a slow drip takes")
+    parser.add_argument("--rate-429", type=float, default=0.0, help="share of requests that are refused so")
     parser.add_argument("--seed", type=int, default=0)
-    faults = [kind for kind in KINDS if kind not in ("ok", "raw")]
-    for kind in faults:
-        parser.add_argument(f"--rate-{kind}", type=float, default=0.0, help=f"share of requests that get {kind}")
-    options = vars(parser.parse_args())
-    base = Behaviour(
-        latency_s=options["latency"],
-        retry_after_s=options["retry_after"],
-        hint=options["hint"],
-        drip_s=options["drip"],
-    )
-    rates = {kind: rate for kind in faults if (rate := options[f"rate_{kind.replace('-', '_')}"])}
-    asyncio.run(_serve_until_stdin_closes(at_rates(rates, options["seed"], base)))
+    chosen = parser.parse_args()
+    base = Behaviour(latency_s=chosen.latency, retry_after_s=chosen.retry_after)
+    asyncio.run(_serve_until_stdin_closes(at_rates({"429": chosen.rate_429}, chosen.seed, base)))
 
 
 async def _serve_until_stdin_closes(plan: Plan) -> None:

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,7 +27,7 @@ from resources.errors import ActError
 if TYPE_CHECKING:
     from resources.llm.memo.explain import Explanation, Miss
     from resources.llm.memo.memo import Memo
-    from resources.llm.memo.view import Filters
+    from resources.llm.memo.report import Filters
 
 memo_app = typer.Typer(
     no_args_is_help=True,
@@ -85,14 +86,14 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Show one question, its answer, and earlier answers."""
+    from resources.llm.memo.report import checked_prefix, shown_json
     from resources.llm.memo.report import show as shown_of
-    from resources.llm.memo.view import checked_prefix
 
     checked_prefix(key)
     with _memo(as_json) as memo:
-        found = shown_of(memo, key) if memo else None
+        found = shown_of(memo, key) if memo else []
     if as_json:
-        _document(found.to_json() if found else None)
+        _document(shown_json(found) if found else None)
     elif found:
         say(*answer_text(found))
 
@@ -132,7 +133,7 @@ def why_miss(
 def _never_missed(memo: Memo | None, key: str) -> Explanation:
     """For a key that no offline run has missed. Raises ActError where the memo does not hold it either."""
     from resources.llm.memo.explain import Explanation
-    from resources.llm.memo.view import consult, key_in
+    from resources.llm.memo.report import consult, key_in
 
     if memo is None:
         return Explanation(key, empty=True)
@@ -164,7 +165,7 @@ def export(
         filters = _filters(memo, key, model, role, asset, partition, older_than)
         found = export_of(memo, to, filters, history) if memo else Exported(0, 0, 0)
     if as_json:
-        _document(found.to_json())
+        _document(asdict(found))
     elif memo:
         number = counted(found.answers, found.history)
         say(f"{number} in {to}, {size_text(found.bytes)}; prompts and answers in clear")
@@ -187,7 +188,7 @@ def import_(
     finally:
         memo.close()
     if as_json:
-        _document(found.to_json())
+        _document(asdict(found))
     else:
         say(f"{found.added:,} added, {found.present:,} there already, {found.to_history:,} older than what is there")
         if found.rejected:
@@ -218,7 +219,7 @@ def prune(
             raise ActError("nothing is chosen to be deleted", todo="give a filter, for example --older-than 90d")
         found = prune_of(memo, filters, history_only=history, dry_run=not yes) if memo else Pruned(not yes)
     if as_json:
-        _document(found.to_json())
+        _document(asdict(found))
     elif memo:
         say(*pruned_text(found))
 
@@ -231,12 +232,12 @@ def verify(
     """Read everything that the memo has on disk; problems end with exit code 1."""
     from resources.llm.memo.maintain import Verdict
     from resources.llm.memo.maintain import verify as verify_of
-    from resources.llm.memo.view import has_answers
+    from resources.llm.memo.report import has_answers
 
     there = has_answers(_folder())
     found = verify_of(_folder(), repair) if there else Verdict()
     if as_json:
-        _document(found.to_json())
+        _document({"sound": not found.problems, **asdict(found)})
     else:
         say(*(verdict_text(found) if there else [_nothing_yet()]))
     if found.problems:
@@ -257,7 +258,7 @@ def _nothing_yet() -> str:
 def _memo(as_json: bool) -> Iterator[Memo | None]:
     """The memo; None, and nothing is created, where nothing has been kept yet."""
     from resources.llm.memo.memo import Memo
-    from resources.llm.memo.view import has_answers
+    from resources.llm.memo.report import has_answers
 
     if not has_answers(_folder()):
         if not as_json:
@@ -281,7 +282,7 @@ def _filters(
     older_than: str | None,
 ) -> Filters:
     """What the options choose; the beginnings of keys become keys. Raises ActError."""
-    from resources.llm.memo.view import Filters, age_s, checked_prefix, consult, key_in
+    from resources.llm.memo.report import Filters, age_s, checked_prefix, consult, key_in
 
     found = tuple(checked_prefix(key) for key in keys or ())
     if memo and found:

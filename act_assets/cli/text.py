@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from resources.llm.memo.explain import Explanation, Miss
     from resources.llm.memo.maintain import Pruned, Verdict
     from resources.llm.memo.records import Answer
-    from resources.llm.memo.report import Group, Shown, Stats
+    from resources.llm.memo.report import Stats, UsageGroup
 
 PIPE_WIDTH = 160  # characters of a table, where no terminal shows it
 VALUE_WIDTH = 120  # characters of a shown value
@@ -23,7 +24,7 @@ out = Console()
 
 def say(*lines: str) -> None:
     """Plain lines; what a terminal would obey is escaped."""
-    from resources.llm.memo.difference import visible
+    from resources.llm.memo.explain import visible
 
     for line in lines:
         out.print(visible(line), markup=False, highlight=False, soft_wrap=True)
@@ -72,23 +73,24 @@ def show_stats(stats: Stats) -> None:
         say(f"from {_time(stats.oldest)} to {_time(stats.newest)}")
 
 
-def _cells(group: Group) -> list[str]:
+def _cells(group: UsageGroup) -> list[str]:
     rate = "-" if group.hit_rate is None else f"{group.hit_rate:.1%}"
     counts = [f"{group.answers:,}", f"{group.hits:,}", rate, f"{group.failures:,}"]
     tokens = [f"{group.prompt_tokens:,}", f"{group.output_tokens:,}"]
     return [*counts, *tokens, dollars(group.cost_usd, group.unpriced), dollars(group.saved_usd, group.unpriced_hits)]
 
 
-def answer_text(shown: Shown) -> list[str]:
-    """One question and its answers."""
-    request, answer = shown.request, shown.answer
-    lines = [f"key          {shown.key}", *_facts(answer)]
+def answer_text(answers: Sequence[Answer]) -> list[str]:
+    """One question and its answers, the newest first."""
+    answer, *history = answers
+    request = json.loads(answer.question)
+    lines = [f"key          {answer.key}", *_facts(answer)]
     for name in sorted(request.keys() - {"messages", "provider", "model", "key_version"}):
         lines.append(f"{name:<12} {json.dumps(request[name], sort_keys=True)}")
     for message in request.get("messages", []):
         lines += ["", f"[{message.get('role')}]", *str(message.get("content")).split("\n")]
     lines += ["", "[answer]", *answer.text.split("\n")]
-    for earlier in shown.history:
+    for earlier in history:
         lines += ["", f"[earlier answer] {_time(earlier.created_at)}", *_facts(earlier), *earlier.text.split("\n")]
     return lines
 

@@ -242,7 +242,7 @@ def _line(
         bound=bound,
         prompt_tokens=prompt_tokens,
         output_tokens=output_tokens,
-        cost_usd=roles_of(run).llm(role).line.cost(prompt_tokens, output_tokens),
+        cost_usd=roles_of(run).llm(role).sender.cost(prompt_tokens, output_tokens),
     )
 
 

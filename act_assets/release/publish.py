@@ -27,7 +27,7 @@ from act_assets.run import Run
 from resources.artifacts import Artifact
 from resources.errors import ActError
 from resources.files import atomic_dir
-from resources.llm.keys import keys_of, redact
+from resources.llm.keys import api_keys, redact
 
 TOKEN = "HF_TOKEN"  # noqa: S105  (the variable's name)
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".ckpt"}
@@ -140,7 +140,7 @@ def _push(hub: HfApi, repository: str, folder: Path, message: str) -> None:
         hub.upload_folder(repo_id=repository, folder_path=folder, repo_type="model", commit_message=message)
     except Exception as error:  # the client's own, its HTTP library's and its uploader's
         raise ActError(
-            f"the model was not pushed: {redact(str(error) or type(error).__name__, *keys_of(TOKEN))}",
+            f"the model was not pushed: {redact(str(error) or type(error).__name__, *api_keys(TOKEN))}",
             where=f"repository {repository}; the folder {folder} is whole",
             todo=f"check the network and that {TOKEN} may write to {repository.split('/')[0]}, then push the folder "
             f"(hf upload {repository} {folder}), or remove it and run again",

@@ -22,9 +22,9 @@ from act_assets.tasks.base import Task
 from resources.errors import ActError, ProfileError
 from resources.llm.base import Usage
 from resources.llm.client import LLM
-from resources.llm.keys import keys_of
+from resources.llm.keys import api_keys
 from resources.llm.rate_limit import Limits
-from resources.llm.retry import Persistence
+from resources.llm.retry import RetrySettings
 from resources.llm.service import CallSettings, Endpoint, key_variables, open_llm, price_table, served_at
 
 R = TypeVar("R", bound=Role)
@@ -126,14 +126,14 @@ def endpoint_of(role: LLMRole) -> Endpoint:
         role.model,
         role.base_url,
         Limits(role.max_concurrency, role.requests_per_minute, role.tokens_per_minute),
-        Persistence(**tries),
+        RetrySettings(**tries),
     )
 
 
 def missing_keys(providers: Iterable[str]) -> list[str]:
     """A sentence for each provider whose key is not set; local servers of the openai protocol may need none."""
     named = [(p, key_variables(p)) for p in dict.fromkeys(providers)]
-    return [f"{p}: {names[0]} is not set in the environment" for p, names in named if names and not keys_of(*names)]
+    return [f"{p}: {names[0]} is not set in the environment" for p, names in named if names and not api_keys(*names)]
 
 
 def describe(role: LLMRole | None, source: str = "llm") -> str:

@@ -6,7 +6,7 @@ A failure is a value of its own type, never an error text in the place of an ans
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Protocol
 
 
@@ -145,9 +145,11 @@ class Exchange:
 class Usage:
     """What a number of questions came to.
 
-    `calls` were sent (failed ones included, each counted once), `retries` are attempts beyond the first; `hits` came
-    from the memo or from the same question asked meanwhile; `failures` have no answer. Tokens and `cost_usd` are of
-    the calls, `saved_usd` is what the hits had cost. Costs are 0 where no price is known.
+    `calls` were sent (failed ones included, each counted once), `retries` are attempts beyond the
+    first; `hits` came from the memo or from the same question asked meanwhile; `failures` have no
+    answer. Tokens and `cost_usd` are of the calls, `saved_*` is what the hits had cost. `lost_*` is
+    the part of the calls that was charged, or may have been, for no answer of use. Costs are 0
+    where no price is known.
     """
 
     calls: int = 0
@@ -159,16 +161,13 @@ class Usage:
     cost_usd: float = 0.0
     saved_usd: float = 0.0
     samples: tuple[Exchange, ...] = ()
+    saved_prompt_tokens: int = 0
+    saved_output_tokens: int = 0
+    lost_calls: int = 0
+    lost_prompt_tokens: int = 0
+    lost_output_tokens: int = 0
+    lost_usd: float = 0.0
 
     def __add__(self, other: Usage) -> Usage:
-        return Usage(
-            self.calls + other.calls,
-            self.hits + other.hits,
-            self.failures + other.failures,
-            self.prompt_tokens + other.prompt_tokens,
-            self.output_tokens + other.output_tokens,
-            self.retries + other.retries,
-            self.cost_usd + other.cost_usd,
-            self.saved_usd + other.saved_usd,
-            (self.samples + other.samples)[:SAMPLES],
-        )
+        sums = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
+        return Usage(**{**sums, "samples": sums["samples"][:SAMPLES]})

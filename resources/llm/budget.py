@@ -1,15 +1,13 @@
 """A hard cap on what a run may spend, in dollars and in calls.
 
-Every call reserves its estimated cost before it goes out, so calls in flight cannot overrun the cap together. It can
-be exceeded only by as much as calls cost more than estimated. One event loop, so no locks.
+Every call reserves its estimated cost before it goes out, so calls in flight cannot overrun the cap
+together. It can be exceeded only by as much as calls cost more than estimated. For one event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections import deque
-from dataclasses import dataclass
 
 from resources.errors import ActError
 
@@ -51,12 +49,6 @@ class Reservation:
             budget._release(self.estimate_usd, cost_usd, calls)
 
 
-@dataclass(eq=False, slots=True)
-class _Waiter:
-    estimate_usd: float
-    future: asyncio.Future[Reservation | None]
-
-
 class Budget:
     """None for a bound means no bound. `spent_usd` and `calls` are what was spent before, then all that is settled."""
 
@@ -66,7 +58,7 @@ class Budget:
         self.max_cost_usd, self.max_calls = max_cost_usd, max_calls
         self.spent_usd, self.calls = spent_usd, calls
         self._held_usd, self._held_calls = 0.0, 0  # reserved by calls in flight
-        self._waiting: deque[_Waiter] = deque()
+        self._turn, self._changed = asyncio.Lock(), asyncio.Event()
 
     async def reserve(self, estimate_usd: float | None) -> Reservation | None:
         """Hold the estimated cost of one call, in dollars; None where the budget does not allow the call any more.
@@ -84,17 +76,15 @@ class Budget:
         estimate = estimate_usd or 0.0
         if estimate < 0 or not math.isfinite(estimate):
             raise ValueError(f"a call cannot be estimated at {estimate} dollars")
-        waiter = _Waiter(estimate, asyncio.get_running_loop().create_future())
-        self._waiting.append(waiter)
-        self._serve()
-        try:
-            return await waiter.future
-        except asyncio.CancelledError:
-            if waiter.future.cancelled():
-                self._serve()  # the next one may ask for less
-            elif (granted := waiter.future.result()) is not None:
-                granted.refund()
-            raise
+        async with self._turn:  # in the order asked: a large call is not overtaken for ever
+            while not self._fits(estimate, self._held_usd, self._held_calls):
+                if not self._fits(estimate, 0.0, 0):  # what is spent stays spent: no use in waiting
+                    return None
+                self._changed.clear()
+                await self._changed.wait()
+            self._held_usd += estimate
+            self._held_calls += 1
+            return Reservation(self, estimate)
 
     def raise_to(self, spent_usd: float, calls: int) -> None:
         """Other processes have spent under this budget: so much has been spent in all, as far as is known."""
@@ -114,28 +104,11 @@ class Budget:
         self._held_usd = self._held_usd - held_usd if self._held_calls else 0.0
         self.spent_usd += cost_usd
         self.calls += calls
-        self._serve()
+        self._changed.set()
 
     def _fits(self, estimate_usd: float, held_usd: float, held_calls: int) -> bool:
         cost = self.max_cost_usd is None or self.spent_usd + held_usd + estimate_usd <= self.max_cost_usd + _DUST_USD
         return cost and (self.max_calls is None or self.calls + held_calls + 1 <= self.max_calls)
-
-    def _serve(self) -> None:
-        """Answer whoever can be answered, in the order asked: a large call is not overtaken for ever."""
-        while self._waiting:
-            waiter = self._waiting[0]
-            if waiter.future.done():  # cancelled meanwhile
-                self._waiting.popleft()
-            elif self._fits(waiter.estimate_usd, self._held_usd, self._held_calls):
-                self._waiting.popleft()
-                self._held_usd += waiter.estimate_usd
-                self._held_calls += 1
-                waiter.future.set_result(Reservation(self, waiter.estimate_usd))
-            elif not self._fits(waiter.estimate_usd, 0.0, 0):  # what is spent stays spent: no use in waiting
-                self._waiting.popleft()
-                waiter.future.set_result(None)
-            else:
-                return
 
 
 def _dollars(amount: float) -> str:

@@ -1,31 +1,27 @@
 """Gemini, over google-genai.
 
-The client library would do more than one request per call in several ways; all of them are turned off here. It
-returns the body as it came, which is read by the records below: they keep what is used, and a finish reason that the
-library does not know yet is one like any other.
+The client library would do more than one request per call in several ways; all of them are turned
+off here. It returns the body as it came, which is read by the records below: they keep what is
+used, and a finish reason that the library does not know yet is one like any other.
 """
 
 from __future__ import annotations
 
-import asyncio
 import math
 import re
-import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.alias_generators import to_camel
 
-from resources.llm import http_errors as wire
-from resources.llm.base import FailureKind, LLMRequest, LLMResponse, ProviderError
-from resources.llm.keys import clean_base_url
-from resources.llm.prices import GEMINI_URL
+from resources.llm.base import FailureKind, LLMRequest, ProviderError
+from resources.llm.http_errors import HttpProvider, Reply, rejected, retry_after_s, status_failure
 
 if TYPE_CHECKING:
     import httpx2
     from google.genai import Client
-    from google.genai.types import ContentDict, GenerateContentConfig
+    from google.genai.types import GenerateContentConfig
 
 # Pinned, for the library also takes it from the environment, and the two do not know the same models.
 API_VERSION = "v1beta"
@@ -103,86 +99,51 @@ class _Answer(_Record):
     model_version: str | None = None
 
 
-class GeminiProvider:
-    """Answers of the Gemini API with one key; one HTTP request per call."""
+class GeminiProvider(HttpProvider):
+    """Answers of the Gemini API with one key."""
 
-    name = "gemini"
+    name = speaker = "gemini"
 
-    def __init__(self, api_key: str, *, base_url: str = GEMINI_URL, timeout_s: float = 120.0) -> None:
-        self.base_url = clean_base_url(base_url)
-        self.timeout_s = timeout_s
-        self._key = api_key
-        self._client: Client | None = None
-        self._http: httpx2.AsyncClient | None = None
+    def _open(self, http: httpx2.AsyncClient) -> Client:
+        from google.genai import Client
+        from google.genai.types import HttpOptions, HttpRetryOptions
 
-    async def complete(self, request: LLMRequest) -> LLMResponse:
-        """The answer, from one attempt. Raises ProviderError for everything that is not a whole answer."""
-        client = self._open()
-        # Raised `from None` throughout: the library's exceptions quote the answer, which may quote the key.
-        config = self._config(request)
-        started = time.perf_counter()
-        try:
-            async with asyncio.timeout(self.timeout_s):
-                answer = await client.aio.models.generate_content(
-                    model=request.model, contents=_contents(request), config=config
-                )
-        except Exception as error:
-            raise self._failure(error) from None
-        body = (answer.sdk_http_response.body if answer.sdk_http_response else None) or ""
-        try:
-            read = _Answer.model_validate_json(body)
-        except ValidationError:
-            raise wire.no_answer(self.base_url, body, self._key) from None
-        return self._response(read, request.model, time.perf_counter() - started)
+        deadline = {"X-Server-Timeout": str(math.ceil(self.timeout_s))}  # what nobody waits for costs nothing
+        return Client(
+            api_key=self._key,
+            vertexai=False,  # otherwise the environment decides
+            http_options=HttpOptions(
+                base_url=self.base_url,
+                api_version=API_VERSION,
+                headers=deadline if self.timeout_s >= SHORTEST_DEADLINE_S else {},
+                # With no options at all, the library retries in its own way where aiohttp is installed.
+                retry_options=HttpRetryOptions(attempts=1),
+                httpx_async_client=http,  # also settles the transport, which is another one where aiohttp is installed
+            ),
+        )
 
-    def fingerprint(self, request: LLMRequest) -> str | None:
-        """None: an answer depends on nothing but the request's own fields."""
-        return None
+    def _parameters(self, request: LLMRequest) -> dict[str, Any]:
+        roles = {"user": "user", "assistant": "model"}
+        contents = [
+            {"role": roles[m.role], "parts": [{"text": m.content}]} for m in request.messages if m.role != "system"
+        ]
+        return {"model": request.model, "contents": contents, "config": self._config(request)}
 
-    async def close(self) -> None:
-        """Closes the connections; a later call opens new ones."""
-        client, http, self._client, self._http = self._client, self._http, None, None
-        if client:
-            client.close()
-        if http:
-            await http.aclose()
-
-    def _open(self) -> Client:
-        # Not before the first call: the import takes half a second, and the pool belongs to the running loop.
-        if self._client is None:
-            from google.genai import Client
-            from google.genai.types import HttpOptions, HttpRetryOptions
-
-            from resources.llm.pool import PooledClient
-
-            # An own client also settles the transport, which is another one where aiohttp is installed.
-            self._http = PooledClient()
-            deadline = {"X-Server-Timeout": str(math.ceil(self.timeout_s))}  # what nobody waits for costs nothing
-            self._client = Client(
-                api_key=self._key,
-                vertexai=False,  # otherwise the environment decides
-                http_options=HttpOptions(
-                    base_url=self.base_url,
-                    api_version=API_VERSION,
-                    headers=deadline if self.timeout_s >= SHORTEST_DEADLINE_S else {},
-                    # With no options at all, the library retries in its own way where aiohttp is installed.
-                    retry_options=HttpRetryOptions(attempts=1),
-                    httpx_async_client=self._http,
-                ),
-            )
-        return self._client
+    async def _send(self, client: Client, **parameters: Any) -> str:
+        answer = await client.aio.models.generate_content(**parameters)
+        return (answer.sdk_http_response.body if answer.sdk_http_response else None) or ""
 
     def _config(self, request: LLMRequest) -> GenerateContentConfig:
         from google.genai.types import AutomaticFunctionCallingConfig, GenerateContentConfig
 
         known = GenerateContentConfig.model_fields
-        names = {field.alias: name for name, field in GenerateContentConfig.model_fields.items()}
+        names = {field.alias: name for name, field in known.items()}
         extra = {names.get(name, name): value for name, value in request.sampling.extra.items()}
         for name in extra:
             if name not in known:
-                raise _rejected(f"`extra` has {name!r}, which is no field of GenerateContentConfig")
+                raise rejected(f"`extra` has {name!r}, which is no field of GenerateContentConfig")
             if name in _RESERVED:
-                raise _rejected(f"`extra` may not have {name!r}; use {_RESERVED[name] or 'the defaults'}")
+                raise rejected(f"`extra` may not have {name!r}; use {_RESERVED[name] or 'the defaults'}")
         sampling = request.sampling
         system = [m.content for m in request.messages if m.role == "system"]
         try:
@@ -200,73 +161,47 @@ class GeminiProvider:
             )
         except ValidationError as error:
             problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            raise _rejected(wire.message(f"not a GenerateContentConfig: {problems}", self._key)) from None
+            raise rejected(self._message(f"not a GenerateContentConfig: {problems}")) from None
 
-    def _response(self, answer: _Answer, model: str, latency_s: float) -> LLMResponse:
+    def _read(self, body: str | bytes) -> Reply:
+        answer = _Answer.model_validate_json(body)
         used = answer.usage_metadata or _Tokens()
-        prompt_tokens = used.prompt_token_count or 0
         output_tokens = (used.candidates_token_count or 0) + (used.thoughts_token_count or 0)
-
-        def useless(kind: FailureKind, text: str, *, retryable: bool = False) -> ProviderError:
-            return ProviderError(
-                kind,
-                wire.message(text, self._key),
-                retryable=retryable,
-                prompt_tokens=prompt_tokens,
-                output_tokens=output_tokens,
-            )
-
-        if answer.prompt_feedback and answer.prompt_feedback.block_reason:
-            raise useless("blocked", f"gemini blocked the prompt: {answer.prompt_feedback.block_reason}")
-        if not answer.candidates:
-            raise useless("empty", "gemini answered without a candidate", retryable=True)
-        candidate = answer.candidates[0]
+        problem: tuple[FailureKind, str] | None = None
+        candidate = answer.candidates[0] if answer.candidates else _Candidate()
         reason = candidate.finish_reason
         why = f"{reason}: {candidate.finish_message}" if candidate.finish_message else reason
-        if reason in _CUT_OFF:
-            raise useless("truncated", f"gemini's answer is cut off: {why}, {output_tokens} output tokens")
-        if reason in _FILTERED:
-            raise useless("blocked", f"gemini blocked the answer: {why}")
-        if reason != "STOP":
-            raise useless("rejected", f"gemini's answer did not end in a regular way: {why or 'no finish reason'}")
-        text = candidate.text()
-        if not text.strip():
-            raise useless("empty", "gemini answered without text", retryable=True)
-        return LLMResponse(
-            text=text,
-            model=answer.model_version or model,
-            prompt_tokens=prompt_tokens,
-            output_tokens=output_tokens,
-            latency_s=latency_s,
-        )
+        if answer.prompt_feedback and answer.prompt_feedback.block_reason:
+            problem = "blocked", f"gemini blocked the prompt: {answer.prompt_feedback.block_reason}"
+        elif not answer.candidates:
+            problem = "empty", "gemini answered without a candidate"
+        elif reason in _CUT_OFF:
+            problem = "truncated", f"gemini's answer is cut off: {why}, {output_tokens} output tokens"
+        elif reason in _FILTERED:
+            problem = "blocked", f"gemini blocked the answer: {why}"
+        elif reason != "STOP":
+            problem = "rejected", f"gemini's answer did not end in a regular way: {why or 'no finish reason'}"
+        return Reply(candidate.text(), answer.model_version, used.prompt_token_count or 0, output_tokens, problem)
 
-    def _failure(self, error: Exception) -> ProviderError:
+    def _refusal(self, error: Exception) -> ProviderError | None:
         from google.genai.errors import APIError
 
         if not isinstance(error, APIError):
-            return wire.unsent_or_lost(error, self.base_url, self.timeout_s, self._key)
+            return None
         details = _details(error.details)
-        daily = any("PerDay" in quota for quota in _quotas(details))
+        violations = [v for d in details for v in d.get("violations") or () if isinstance(v, Mapping)]
+        daily = any("PerDay" in str(v.get("quotaId", "")) for v in violations)
         said = error.message if isinstance(error.message, str) and error.message else str(error.details)
         what = "the daily quota is used up: " if daily else ""
         headers: Mapping[str, str] = getattr(error.response, "headers", None) or {}
-        wait = wire.retry_after_s(headers)
-        return wire.status_failure(
+        wait = retry_after_s(headers)
+        return status_failure(
             error.code,
-            wire.message(f"gemini answered {error.code} {error.status or ''}: {what}{said}", self._key),
+            self._message(f"gemini answered {error.code} {error.status or ''}: {what}{said}"),
             retry_after=_retry_delay_s(details) if wait is None else wait,
             bad_key=any(d.get("reason") == "API_KEY_INVALID" for d in details),
             exhausted=daily,
         )
-
-
-def _rejected(text: str) -> ProviderError:
-    return ProviderError("rejected", text, retryable=False)
-
-
-def _contents(request: LLMRequest) -> list[ContentDict]:
-    roles = {"user": "user", "assistant": "model"}
-    return [{"role": roles[m.role], "parts": [{"text": m.content}]} for m in request.messages if m.role != "system"]
 
 
 # The typed details of an error: google.rpc.RetryInfo, QuotaFailure and ErrorInfo are read.
@@ -276,11 +211,6 @@ def _details(body: Any) -> list[Mapping[str, Any]]:
     error = body.get("error", body) if isinstance(body, Mapping) else None
     details = error.get("details") if isinstance(error, Mapping) else None
     return [d for d in details if isinstance(d, Mapping)] if isinstance(details, list) else []
-
-
-def _quotas(details: list[Mapping[str, Any]]) -> list[str]:
-    violations = [v for d in details for v in d.get("violations") or () if isinstance(v, Mapping)]
-    return [str(v.get("quotaId", "")) for v in violations]
 
 
 def _retry_delay_s(details: list[Mapping[str, Any]]) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from urllib.parse import SplitResult, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from resources.errors import ActError
 
@@ -31,7 +31,7 @@ _CREDENTIALS = (
 )
 
 
-def keys_of(*names: str) -> tuple[str, ...]:
+def api_keys(*names: str) -> tuple[str, ...]:
     """The keys that these environment variables hold, each once, in order."""
     found = (key for name in names for key in re.split(r"[\s,]+", os.environ.get(name, "")) if key)
     return tuple(dict.fromkeys(found))
@@ -42,7 +42,7 @@ def redact(text: str, *keys: str) -> str:
 
     Providers echo keys in their messages, and libraries put requests into theirs.
     """
-    known = {key for key in (*keys, *keys_of(*_SECRETS)) if len(key) >= _SHORTEST}
+    known = {key for key in (*keys, *api_keys(*_SECRETS)) if len(key) >= _SHORTEST}
     for key in sorted(known, key=len, reverse=True):  # the longer first: one may be the start of another
         text = text.replace(key, _MARK)
     for pattern, replacement in _CREDENTIALS:
@@ -55,8 +55,13 @@ def clean_base_url(url: str) -> str:
 
     The errors repeat no more of it than the host: what is wrong may be a key in the wrong place.
     """
-    parts = _split(url.strip())
-    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
+    url = url.strip()
+    try:
+        parts = urlsplit("" if re.search(r"[\s\\]", url) else url)
+        _ = parts.port  # raises ValueError where it is no number
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ActError(
             "the base URL of the language model's server is no http(s) URL",
             todo="write it as https://host or http://host:port/path",
@@ -68,14 +73,3 @@ def clean_base_url(url: str) -> str:
             todo="leave credentials out of the URL; keys are taken from the environment",
         )
     return urlunsplit((parts.scheme, parts.netloc.lower(), parts.path.rstrip("/"), "", ""))
-
-
-def _split(url: str) -> SplitResult | None:
-    if re.search(r"[\s\\]", url):
-        return None
-    try:
-        parts = urlsplit(url)
-        _ = parts.port  # raises ValueError where it is no number
-    except ValueError:
-        return None
-    return parts

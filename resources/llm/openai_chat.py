@@ -1,25 +1,22 @@
 """OpenAI's chat completions, over openai: the API of OpenAI, of vLLM's server and of many others.
 
-The library does not check answers against its types, and servers differ in what they leave out; the body is taken as
-it came and read by the records below.
+The library does not check answers against its types, and servers differ in what they leave out; the
+body is taken as it came and read by the records below.
 """
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from resources.llm import http_errors as wire
-from resources.llm.base import FailureKind, LLMRequest, LLMResponse, ProviderError
-from resources.llm.keys import clean_base_url
-from resources.llm.prices import OPENAI_URL
+from resources.llm.base import FailureKind, LLMRequest, ProviderError
+from resources.llm.http_errors import HttpProvider, Reply, rejected, retry_after_s, status_failure
 
 if TYPE_CHECKING:
+    import httpx2
     from openai import AsyncOpenAI
 
 
@@ -63,128 +60,75 @@ class _Completion(_Record):
     model: str | None = None
 
 
-class OpenAIProvider:
-    """Answers of a server with OpenAI's chat completions, with one key; one HTTP request per call."""
+class OpenAIProvider(HttpProvider):
+    """Answers of a server with OpenAI's chat completions, with one key."""
 
-    name = "openai"
+    name, speaker = "openai", "the server"
 
-    def __init__(self, api_key: str, *, base_url: str = OPENAI_URL, timeout_s: float = 120.0) -> None:
-        self.base_url = clean_base_url(base_url)
-        self.timeout_s = timeout_s
-        self._key = api_key
-        self._client: AsyncOpenAI | None = None
-        # OpenAI's reasoning models refuse `max_tokens`; other servers know nothing else, vLLM's older ones among them.
-        own = urlsplit(self.base_url).hostname or ""
-        self._limit = "max_completion_tokens" if f".{own}".endswith(".api.openai.com") else "max_tokens"
+    def _open(self, http: httpx2.AsyncClient) -> AsyncOpenAI:
+        from openai import AsyncOpenAI
 
-    async def complete(self, request: LLMRequest) -> LLMResponse:
-        """The answer, from one attempt. Raises ProviderError for everything that is not a whole answer."""
-        client = self._open()
-        parameters = self._parameters(request)
-        started = time.perf_counter()
-        # Raised `from None` throughout: the library's exceptions quote the answer, which may quote the key.
-        try:
-            async with asyncio.timeout(self.timeout_s):
-                raw = await client.chat.completions.with_raw_response.create(**parameters)
-        except Exception as error:
-            raise self._failure(error) from None
-        try:
-            read = _Completion.model_validate_json(raw.http_response.content)
-        except ValidationError:
-            raise wire.no_answer(self.base_url, raw.http_response.text, self._key) from None
-        return self._response(read, request.model, time.perf_counter() - started)
-
-    def fingerprint(self, request: LLMRequest) -> str | None:
-        """None: an answer depends on nothing but the request's own fields."""
-        return None
-
-    async def close(self) -> None:
-        """Closes the connections; a later call opens new ones."""
-        client, self._client = self._client, None
-        if client:
-            await client.close()
-
-    def _open(self) -> AsyncOpenAI:
-        # Not before the first call: the import takes its time, and the pool belongs to the running loop.
-        if self._client is None:
-            from openai import AsyncOpenAI
-
-            from resources.llm.pool import PooledClient
-
-            self._client = AsyncOpenAI(
-                api_key=self._key or "none",  # the library insists on one; servers without keys ignore it
-                base_url=self.base_url,
-                timeout=None,  # see PooledClient
-                max_retries=0,
-                http_client=PooledClient(),
-            )
-        return self._client
+        return AsyncOpenAI(
+            api_key=self._key or "none",  # the library insists on one; servers without keys ignore it
+            base_url=self.base_url,
+            timeout=None,  # see PooledClient
+            max_retries=0,
+            http_client=http,
+        )
 
     def _parameters(self, request: LLMRequest) -> dict[str, Any]:
         sampling = request.sampling
         for name in sampling.extra:
             if name in _RESERVED:
-                raise ProviderError(
-                    "rejected", f"`extra` may not have {name!r}; use {_RESERVED[name]}", retryable=False
-                )
+                raise rejected(f"`extra` may not have {name!r}; use {_RESERVED[name]}")
+        # OpenAI's reasoning models refuse `max_tokens`; other servers know nothing else, vLLM's older ones among them.
+        own = f".{urlsplit(self.base_url).hostname}".endswith(".api.openai.com")
         chosen = {"top_p": sampling.top_p, "seed": sampling.seed, "stop": list(sampling.stop) or None}
         return {
             "model": request.model,
             "messages": [{"role": m.role, "content": m.content} for m in request.messages],
             "temperature": sampling.temperature,
-            self._limit: sampling.max_output_tokens,
+            "max_completion_tokens" if own else "max_tokens": sampling.max_output_tokens,
             **{name: value for name, value in chosen.items() if value is not None},
             "extra_body": dict(sampling.extra) or None,
         }
 
-    def _response(self, completion: _Completion, model: str, latency_s: float) -> LLMResponse:
+    async def _send(self, client: AsyncOpenAI, **parameters: Any) -> bytes:
+        raw = await client.chat.completions.with_raw_response.create(**parameters)
+        body: bytes = raw.http_response.content
+        return body
+
+    def _read(self, body: str | bytes) -> Reply:
+        completion = _Completion.model_validate_json(body)
         used = completion.usage or _Tokens()
-        prompt_tokens, output_tokens = used.prompt_tokens or 0, used.completion_tokens or 0
-
-        def useless(kind: FailureKind, text: str, *, retryable: bool = False) -> ProviderError:
-            return ProviderError(
-                kind,
-                wire.message(text, self._key),
-                retryable=retryable,
-                prompt_tokens=prompt_tokens,
-                output_tokens=output_tokens,
-            )
-
-        if not completion.choices:
-            raise useless("empty", "the server answered without a choice", retryable=True)
-        choice = completion.choices[0]
+        output_tokens = used.completion_tokens or 0
+        problem: tuple[FailureKind, str] | None = None
+        choice = completion.choices[0] if completion.choices else _Choice()
         answer, reason = choice.message or _Message(), choice.finish_reason
-        if answer.refusal:
-            raise useless("blocked", f"the model refused: {answer.refusal}")
-        if reason == "content_filter":
-            raise useless("blocked", "the server blocked the answer: content_filter")
-        if reason == "length":
-            raise useless("truncated", f"the answer is cut off: length, {output_tokens} output tokens")
-        if reason not in _WHOLE:
-            raise useless("rejected", f"the answer did not end in a regular way: {reason or 'no finish reason'}")
-        text = answer.content or ""
-        if not text.strip():
-            raise useless("empty", "the server answered without text", retryable=True)
-        return LLMResponse(
-            text=text,
-            model=completion.model or model,
-            prompt_tokens=prompt_tokens,
-            output_tokens=output_tokens,
-            latency_s=latency_s,
-        )
+        if not completion.choices:
+            problem = "empty", "the server answered without a choice"
+        elif answer.refusal:
+            problem = "blocked", f"the model refused: {answer.refusal}"
+        elif reason == "content_filter":
+            problem = "blocked", "the server blocked the answer: content_filter"
+        elif reason == "length":
+            problem = "truncated", f"the answer is cut off: length, {output_tokens} output tokens"
+        elif reason not in _WHOLE:
+            problem = "rejected", f"the answer did not end in a regular way: {reason or 'no finish reason'}"
+        return Reply(answer.content or "", completion.model, used.prompt_tokens or 0, output_tokens, problem)
 
-    def _failure(self, error: Exception) -> ProviderError:
+    def _refusal(self, error: Exception) -> ProviderError | None:
         from openai import APIConnectionError, APIStatusError
 
+        if isinstance(error, APIConnectionError) and isinstance(error.__cause__, Exception):
+            return self._unsent_or_lost(error.__cause__)
         if not isinstance(error, APIStatusError):
-            cause = error.__cause__ if isinstance(error, APIConnectionError) else None
-            lost = cause if isinstance(cause, Exception) else error
-            return wire.unsent_or_lost(lost, self.base_url, self.timeout_s, self._key)
+            return None
         said = error.body.get("message") if isinstance(error.body, Mapping) else None
         text = f"{self.base_url} answered {error.status_code}: {said or error.response.text}"
-        return wire.status_failure(
+        return status_failure(
             error.status_code,
-            wire.message(text, self._key),
-            retry_after=wire.retry_after_s(error.response.headers),
+            self._message(text),
+            retry_after=retry_after_s(error.response.headers),
             exhausted="insufficient_quota" in (error.code, error.type),
         )

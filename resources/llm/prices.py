@@ -119,7 +119,7 @@ def _read(path: Path) -> dict[tuple[str, str, str], Price]:
             todo="set the environment variable ACT_PRICES to a price file, or unset it",
         ) from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that is none
-        raise ActError(f"the price file is not valid YAML: {error}", where=str(path), todo="mend the file") from error
+        raise ActError(f"the price file is not valid YAML: {error}", where=str(path), todo="fix the file") from error
     if not isinstance(content, list):
         raise ActError(
             "the price file holds no list of prices",
@@ -146,6 +146,6 @@ def _read(path: Path) -> dict[tuple[str, str, str], Price]:
         raise ActError(
             all_mistakes("the price file", mistakes),
             where=str(path),
-            todo="mend all of them, then run again",
+            todo="fix all of them, then run again",
         )
     return prices

@@ -1,12 +1,12 @@
 """When the next call goes out, and through which of several providers.
 
-The providers of a `Pacer` ask the same model at the same endpoint, each with a credential of its own; each is a
-`Lane`. A lane takes as many calls at once as it has shown to bear (additive increase, and a decrease by half the share
-of refused calls, as DCTCP does: RFC 8257), rests after a 429, and keeps to the rates stated for it. Callers are served
-in the order they ask.
+The providers of a `RateLimiter` ask the same model at the same endpoint, each with a credential of
+its own; each is a `Lane`. A lane takes as many calls at once as it has shown to bear (additive
+increase, and a decrease by half the share of refused calls, as DCTCP does: RFC 8257), rests after
+a 429, and keeps to the rates stated for it. Callers are served in the order they ask.
 
-Everything happens on one event loop, and nothing here awaits while it changes state, so there are no locks. Pacing
-decides when a call is sent, never what is asked, so it cannot touch a result.
+Everything happens on one event loop, and nothing here awaits while it changes state, so there are
+no locks. It is decided when a call is sent, never what is asked: no result depends on it.
 """
 
 from __future__ import annotations
@@ -46,18 +46,6 @@ class Limits:
             if value is not None and value < 1:
                 raise ValueError(f"limits are at least 1: {self}")
 
-    def shared_with(self, other: Limits) -> Limits:
-        """For two roles on one pacer: the larger concurrency, the stricter rates."""
-        return Limits(
-            max(self.max_concurrency, other.max_concurrency),
-            _stricter(self.requests_per_minute, other.requests_per_minute),
-            _stricter(self.tokens_per_minute, other.tokens_per_minute),
-        )
-
-
-def _stricter(one: int | None, other: int | None) -> int | None:
-    return min((rate for rate in (one, other) if rate is not None), default=None)
-
 
 @dataclass(eq=False, slots=True)
 class Slot:
@@ -65,18 +53,14 @@ class Slot:
 
     lane: Lane
     number: int  # of the calls of its lane, from 1
-    sent_at: float  # seconds of the pacer's clock
+    sent_at: float  # seconds of the limiter's clock
     tokens: int  # as estimated, then as used
     ended: bool = False
-
-    @property
-    def provider(self) -> Provider:
-        return self.lane.provider
 
 
 @dataclass(eq=False, slots=True)
 class Lane:
-    """One provider and what its calls have shown. Times are seconds of the pacer's clock."""
+    """One provider and what its calls have shown. Times are seconds of the limiter's clock."""
 
     provider: Provider
     retired: bool = False
@@ -92,7 +76,6 @@ class Lane:
     refusals: int = 0  # bursts of 429s in a row
     refused_at: int = 0  # number of the last call sent before the last such burst began
     paused_until: float = -math.inf
-    paused_s: float = 0.0  # all pauses, with what is still to come of the present one
     sends: int = 0
     window: deque[Slot] = field(default_factory=deque)  # sent in the last 60 s, the oldest first
     window_tokens: int = 0
@@ -140,12 +123,9 @@ class Lane:
                 excess -= slot.tokens
         return moment
 
-    def pause(self, now: float, seconds: float) -> None:
-        """Send nothing for so long. Never ends a pause earlier than it was to end."""
-        until = now + seconds
-        if until > self.paused_until:
-            self.paused_s += until - max(now, self.paused_until)
-            self.paused_until = until
+    def pause(self, until: float) -> None:
+        """Send nothing until then. Never ends a pause earlier than it was to end."""
+        self.paused_until = max(self.paused_until, until)
 
 
 @dataclass(eq=False, slots=True)
@@ -155,7 +135,7 @@ class _Waiter:
     patience_s: float
 
 
-class Pacer:
+class RateLimiter:
     """Hands out slots. Every slot is given back by one of the outcomes, whatever becomes of the call.
 
     `rng` draws the jitter of pauses; unseeded by default, since processes are to differ in it.
@@ -168,7 +148,7 @@ class Pacer:
         rng: random.Random | None = None,
     ) -> None:
         if not providers:
-            raise ValueError("a pacer needs at least one provider")
+            raise ValueError("a rate limiter needs at least one provider")
         self.lanes = tuple(Lane(provider) for provider in providers)
         self._clock = clock
         self._rng = rng if rng is not None else random.Random()
@@ -178,7 +158,7 @@ class Pacer:
 
     @property
     def limits(self) -> Limits:
-        return self._limits if self._limits is not None else Limits()
+        return self._limits or Limits()
 
     @property
     def in_flight(self) -> int:
@@ -186,24 +166,22 @@ class Pacer:
         return sum(lane.in_flight for lane in self.lanes)
 
     @property
-    def concurrency(self) -> int:
-        """Calls at once that the lanes are taken to bear now, all together."""
-        return min(self.limits.max_concurrency, sum(int(lane.limit) for lane in self._open_lanes()))
-
-    @property
-    def paused_s(self) -> float:
-        """Seconds that lanes have spent paused so far, summed over the lanes."""
-        now = self._clock()
-        return sum(lane.paused_s - max(0.0, lane.paused_until - now) for lane in self.lanes)
-
-    @property
     def rest_s(self) -> float:
         """Seconds until some lane is out of its pause; 0 where one is not paused."""
         return max(0.0, min((lane.paused_until for lane in self._open_lanes()), default=0.0) - self._clock())
 
     def restrict(self, limits: Limits) -> None:
-        """One more role uses this pacer. The largest concurrency asked for and the strictest rates hold for all."""
-        self._limits = limits if self._limits is None else self._limits.shared_with(limits)
+        """One more role uses this limiter. The largest concurrency and the strictest rates hold for
+        all."""
+        held = self._limits or limits
+        rpm, tpm = (
+            min((rate for rate in pair if rate is not None), default=None)
+            for pair in (
+                (held.requests_per_minute, limits.requests_per_minute),
+                (held.tokens_per_minute, limits.tokens_per_minute),
+            )
+        )
+        self._limits = Limits(max(held.max_concurrency, limits.max_concurrency), rpm, tpm)
         self._serve()
 
     async def acquire(self, tokens: int, patience_s: float = math.inf) -> Slot:
@@ -230,15 +208,15 @@ class Pacer:
             waiter = _Waiter(tokens, asyncio.get_running_loop().create_future(), patience_s)
             self._waiting.appendleft(waiter)
 
-    def succeeded(self, slot: Slot, tokens_estimated: int, tokens_used: int) -> None:
+    def succeeded(self, slot: Slot, tokens_used: int) -> None:
         """The call was answered. `tokens_used` of 0 means that the provider reports none."""
         if self._end(slot):
             lane, ceiling, now = slot.lane, self.limits.max_concurrency, self._clock()
             lane.heard(slot, False)
             lane.slide(now)
             if tokens_used and slot.sent_at + WINDOW_S > now:
-                slot.tokens += tokens_used - tokens_estimated
-                lane.window_tokens += tokens_used - tokens_estimated
+                lane.window_tokens += tokens_used - slot.tokens
+                slot.tokens = tokens_used
             if slot.number > lane.refused_at:
                 lane.refusals = 0
             if slot.number > lane.congested_at and lane.limit < ceiling:
@@ -258,10 +236,10 @@ class Pacer:
                 lane.refusals += 1
                 lane.refused_at = lane.sends
             if retry_after_s:  # "in 0 seconds" says as little as no word at all
-                lane.pause(self._clock(), retry_after_s)
+                lane.pause(self._clock() + retry_after_s)
             elif first:
                 backoff_s = min(2.0 ** min(lane.refusals - 1, 10), LONGEST_BACKOFF_S)
-                lane.pause(self._clock(), backoff_s * (1.0 + JITTER * self._rng.random()))
+                lane.pause(self._clock() + backoff_s * (1.0 + JITTER * self._rng.random()))
         self._serve()
 
     def overloaded(self, slot: Slot, retry_after_s: float | None) -> None:
@@ -269,7 +247,7 @@ class Pacer:
         if self._end(slot):
             self._congested(slot)
             if retry_after_s:
-                slot.lane.pause(self._clock(), retry_after_s)
+                slot.lane.pause(self._clock() + retry_after_s)
         self._serve()
 
     def released(self, slot: Slot) -> None:
@@ -277,15 +255,11 @@ class Pacer:
         self._end(slot)
         self._serve()
 
-    def retire(self, slot: Slot) -> int:
-        """The credential of this slot's lane is refused: end the slot and send nothing more there.
-
-        Returns the number of lanes left.
-        """
+    def retire(self, slot: Slot) -> None:
+        """The credential of this slot's lane is refused: end the slot and send nothing more there."""
         self._end(slot)
         slot.lane.retired = True
         self._serve()
-        return len(self._open_lanes())
 
     def _open_lanes(self) -> list[Lane]:
         return [lane for lane in self.lanes if not lane.retired]

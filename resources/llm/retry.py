@@ -1,4 +1,5 @@
-"""One question, asked until it is answered or there is no sense in going on: pace, budget, retries, timeouts.
+"""One question, asked until it is answered or asking again is of no use: rate limits, budget,
+retries, timeouts.
 
 Nothing here knows of the memo; `client` asks only what the memo does not hold.
 """
@@ -11,19 +12,20 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from resources.llm.base import FailureKind, LLMFailure, LLMRequest, LLMResponse, LLMResult, ProviderError
+from resources.llm.base import FailureKind, LLMFailure, LLMRequest, LLMResponse, LLMResult, ProviderError, Usage
 from resources.llm.budget import Budget, Reservation, estimate_tokens
 from resources.llm.prices import Price
-from resources.llm.rate_limit import LONGEST_BACKOFF_S, Pacer, Slot
+from resources.llm.rate_limit import LONGEST_BACKOFF_S, RateLimiter, Slot
 
 _jitter = random.Random()  # spreads retries; touches no result
 
 
 @dataclass(frozen=True, slots=True)
-class Persistence:
-    """How long one question is tried. `timeout_s` bounds one attempt; `attempts` counts those that failed for the
-    provider's reasons (5xx, timeouts, lost connections), with `backoff_s` before the second, doubled before each
-    further one; `patience_s` bounds the waiting for a provider that says 429, which counts as no attempt."""
+class RetrySettings:
+    """How long one question is tried. `timeout_s` bounds one attempt; `attempts` counts those that
+    failed for the provider's reasons (5xx, timeouts, lost connections), with `backoff_s` before the
+    second, doubled before each further one; `patience_s` bounds the waiting for a provider that
+    says 429, which counts as no attempt."""
 
     timeout_s: float = 120.0
     attempts: int = 5
@@ -32,157 +34,169 @@ class Persistence:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a question ended. `cost_usd` is that of the answer, None where no price is known; `lost_*` were charged, or
-    may have been, for no answer of use. `attempts` is 0 for a question that was not sent; `hit`: the answer was paid
-    for elsewhere; `own`: it failed for the asker's own reasons (budget, interrupt, offline).
-    """
+class CallOutcome:
+    """How a question ended, and what it came to. `cost_usd` is that of the answer, None where no
+    price is known; `own`: it failed for the asker's own reasons (budget, interrupt, offline)."""
 
     result: LLMResult
+    usage: Usage
     cost_usd: float | None = None
-    attempts: int = 0
     own: bool = False
-    lost_calls: int = 0
-    lost_prompt_tokens: int = 0
-    lost_output_tokens: int = 0
-    lost_usd: float = 0.0
-    hit: bool = False
 
-    def shared(self) -> Outcome:
+    @staticmethod
+    def hit(answer: LLMResponse, cost_usd: float | None) -> CallOutcome:
+        """An answer that was paid for elsewhere."""
+        saved = Usage(
+            hits=1,
+            saved_usd=cost_usd or 0.0,
+            saved_prompt_tokens=answer.prompt_tokens,
+            saved_output_tokens=answer.output_tokens,
+        )
+        return CallOutcome(answer, saved, cost_usd)
+
+    def shared(self) -> CallOutcome:
         """The same for another who asked it meanwhile: nothing was sent or lost for them."""
-        return Outcome(self.result, self.cost_usd, hit=isinstance(self.result, LLMResponse))
+        if isinstance(self.result, LLMFailure):
+            return CallOutcome(self.result, Usage(failures=1))
+        return CallOutcome.hit(self.result, self.cost_usd)
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class Sender:
     """What stands between a question and a provider."""
 
-    pacer: Pacer
+    limiter: RateLimiter
     budget: Budget
     price: Price | None
-    persistence: Persistence
+    retry: RetrySettings
 
     def cost(self, prompt_tokens: int, output_tokens: int) -> float | None:
         """US dollars, None where no price is known."""
         return self.price.cost(prompt_tokens, output_tokens) if self.price else None
 
-    def _paid(self, prompt_tokens: int, output_tokens: int) -> float | None:
+    def _paid(self, answer: LLMResponse) -> float | None:
         """What an answer cost: None also where there is a price, and the provider does not say how many tokens."""
         free = self.price is not None and self.price.cost(1, 1) == 0
-        return self.cost(prompt_tokens, output_tokens) if free or prompt_tokens + output_tokens else None
+        known = free or answer.prompt_tokens + answer.output_tokens
+        return self.cost(answer.prompt_tokens, answer.output_tokens) if known else None
 
-    async def ask(self, request: LLMRequest, stopping: Callable[[], bool]) -> Outcome:
+    async def send(self, request: LLMRequest, stopping: Callable[[], bool]) -> CallOutcome:
         """Sends a question, again where that can help; sends nothing more once `stopping()`."""
-        tries = self.persistence
+        retry = self.retry
         prompt_tokens = sum(estimate_tokens(m.content) for m in request.messages)
         tokens = prompt_tokens + request.sampling.max_output_tokens
         estimate = self.cost(prompt_tokens, request.sampling.max_output_tokens)
-        so_far = Outcome(failure(request, "unavailable", "not sent: the run was interrupted", True), own=True)
-        refused_at, failed = None, 0
+        usage, refused_at, failed = Usage(), None, 0
+
+        def unanswered(kind: FailureKind, why: str, retryable: bool, own: bool = False) -> CallOutcome:
+            return CallOutcome(LLMFailure(kind, why, retryable, request.label), usage + Usage(failures=1), own=own)
+
         while not stopping():
             reservation = await self.budget.reserve(estimate)
             if reservation is None:
-                return replace(so_far, result=failure(request, "budget", self.budget.describe(), False))
+                return unanswered("budget", self.budget.describe(), False, own=True)
             try:
-                slot = await self.pacer.acquire(tokens, tries.patience_s)
+                slot = await self.limiter.acquire(tokens, retry.patience_s)
             except BaseException as error:
                 reservation.refund()
                 if isinstance(error, ProviderError):
-                    return replace(so_far, result=failure(request, error.kind, str(error), error.retryable), own=False)
+                    return unanswered(error.kind, str(error), error.retryable)
                 raise
             if stopping():
-                self.pacer.released(slot)
+                self.limiter.released(slot)
                 reservation.refund()
                 break
-            so_far = replace(so_far, attempts=so_far.attempts + 1)
+            usage += Usage(retries=1) if usage.calls else Usage(calls=1)
             try:
-                response = await self._attempt(slot, request, reservation, estimate or 0.0)
+                answer = await self._attempt(slot, request, reservation, estimate or 0.0)
             except ProviderError as error:
-                so_far = self._charged(so_far, error, estimate or 0.0)
+                usage += self._lost(error, estimate or 0.0)
                 slot.lane.refusal = str(error)
-                if error.bad_key and any(not lane.retired for lane in self.pacer.lanes):
+                if error.bad_key and any(not lane.retired for lane in self.limiter.lanes):
                     continue
                 if error.kind == "rate_limited" and error.retryable:
                     refused_at = refused_at or time.monotonic()
-                    waited, wait = time.monotonic() - refused_at, self.pacer.rest_s  # of another key perhaps none
-                    if waited + wait <= tries.patience_s:
-                        continue  # the pacer holds the next one back
+                    waited, wait = time.monotonic() - refused_at, self.limiter.rest_s  # of another key perhaps none
+                    if waited + wait <= retry.patience_s:
+                        continue  # the limiter holds the next one back
                     why = f"{error} (waited {waited:.0f} s, told to wait {wait:.0f} s more)"
-                    return replace(so_far, result=failure(request, "rate_limited", why, True), own=False)
+                    return unanswered("rate_limited", why, True)
                 failed += 1
                 again = error.retryable and error.kind in ("timeout", "unavailable")
-                if not again or failed >= tries.attempts:
+                if not again or failed >= retry.attempts:
                     why = f"{error} ({failed} attempts)" if failed > 1 else str(error)
-                    return replace(so_far, result=failure(request, error.kind, why, error.retryable), own=False)
+                    return unanswered(error.kind, why, error.retryable)
             else:
-                cost = self._paid(response.prompt_tokens, response.output_tokens)
-                return replace(so_far, result=response, cost_usd=cost, own=False)
-            pause = min(tries.backoff_s * 2.0 ** (failed - 1), LONGEST_BACKOFF_S)
+                cost = self._paid(answer)
+                usage += Usage(
+                    prompt_tokens=answer.prompt_tokens, output_tokens=answer.output_tokens, cost_usd=cost or 0.0
+                )
+                return CallOutcome(answer, usage, cost)
+            pause = min(retry.backoff_s * 2.0 ** (failed - 1), LONGEST_BACKOFF_S)
             await asyncio.sleep(pause * _jitter.uniform(0.5, 1.0))
-        return so_far
+        return unanswered("unavailable", "not sent: the run was interrupted", True, own=True)
 
     async def _attempt(self, slot: Slot, request: LLMRequest, reservation: Reservation, estimate: float) -> LLMResponse:
-        """One call, its end told to pacer and budget. Raises ProviderError."""
-        seconds = self.persistence.timeout_s
+        """One call, its end told to limiter and budget. Raises ProviderError."""
+        seconds = self.retry.timeout_s
         started = time.perf_counter()
         try:
-            async with asyncio.timeout(seconds):
-                response = await slot.provider.complete(request)
-            if not response.text.strip():
+            try:
+                async with asyncio.timeout(seconds):
+                    answer = await slot.lane.provider.complete(request)
+            except TimeoutError:
+                why = f"no answer within {seconds:g} s"
+                raise ProviderError("timeout", why, retryable=True, maybe_charged=True) from None
+            if not answer.text.strip():
                 raise ProviderError(
                     "empty",
                     "the provider returned no text",
                     retryable=True,
-                    prompt_tokens=response.prompt_tokens,
-                    output_tokens=response.output_tokens,
+                    prompt_tokens=answer.prompt_tokens,
+                    output_tokens=answer.output_tokens,
                 )
-        except TimeoutError:
-            error = ProviderError("timeout", f"no answer within {seconds:g} s", retryable=True, maybe_charged=True)
-            self._failed(slot, reservation, error, estimate)
-            raise error from None
         except ProviderError as error:
             self._failed(slot, reservation, error, estimate)
             raise
         except BaseException:
-            self.pacer.released(slot)
+            self.limiter.released(slot)
             reservation.settle(estimate)
             raise
-        used = response.prompt_tokens + response.output_tokens
-        self.pacer.succeeded(slot, slot.tokens, used)
-        paid = self._paid(response.prompt_tokens, response.output_tokens)
+        self.limiter.succeeded(slot, answer.prompt_tokens + answer.output_tokens)
+        paid = self._paid(answer)
         reservation.settle(estimate if paid is None else paid)
-        return response if response.latency_s else replace(response, latency_s=time.perf_counter() - started)
+        return answer if answer.latency_s else replace(answer, latency_s=time.perf_counter() - started)
 
     def _failed(self, slot: Slot, reservation: Reservation, error: ProviderError, estimate: float) -> None:
-        if error.prompt_tokens or error.output_tokens:
-            reservation.settle(self.cost(error.prompt_tokens, error.output_tokens) or 0.0)
-        elif error.maybe_charged:
-            reservation.settle(estimate)
+        lost = self._lost(error, estimate)
+        if lost.lost_calls:
+            reservation.settle(lost.lost_usd)
         else:
             reservation.refund()
         if error.bad_key:
-            self.pacer.retire(slot)
+            self.limiter.retire(slot)
         elif error.kind == "rate_limited" and error.retryable:
-            self.pacer.rate_limited(slot, error.retry_after_s)
+            self.limiter.rate_limited(slot, error.retry_after_s)
         elif error.kind in ("timeout", "unavailable"):
-            self.pacer.overloaded(slot, error.retry_after_s)
+            self.limiter.overloaded(slot, error.retry_after_s)
         else:
-            self.pacer.released(slot)
+            self.limiter.released(slot)
 
-    def _charged(self, so_far: Outcome, error: ProviderError, estimate: float) -> Outcome:
-        known = error.prompt_tokens + error.output_tokens > 0
-        if not known and not error.maybe_charged:
-            return so_far
-        lost_usd = (self.cost(error.prompt_tokens, error.output_tokens) or 0.0) if known else estimate
-        return replace(
-            so_far,
-            lost_calls=so_far.lost_calls + 1,
-            lost_prompt_tokens=so_far.lost_prompt_tokens + error.prompt_tokens,
-            lost_output_tokens=so_far.lost_output_tokens + error.output_tokens,
-            lost_usd=so_far.lost_usd + lost_usd,
+    def _lost(self, error: ProviderError, estimate: float) -> Usage:
+        """What a failed call was charged, or may have been."""
+        prompt, output = error.prompt_tokens, error.output_tokens
+        if prompt + output:
+            usd = self.cost(prompt, output) or 0.0
+        elif error.maybe_charged:
+            usd = estimate
+        else:
+            return Usage()
+        return Usage(
+            prompt_tokens=prompt,
+            output_tokens=output,
+            cost_usd=usd,
+            lost_calls=1,
+            lost_prompt_tokens=prompt,
+            lost_output_tokens=output,
+            lost_usd=usd,
         )
-
-
-def failure(request: LLMRequest, kind: FailureKind, message: str, retryable: bool) -> LLMFailure:
-    """Why a request has no answer."""
-    return LLMFailure(kind, message, retryable, request.label)

@@ -47,7 +47,7 @@ def run_calls(work: Coroutine[Any, Any, T], stop: Callable[[], None]) -> T:
     """Runs a coroutine on the loop and waits for it.
 
     When the waiting thread is interrupted (Ctrl-C, an ended run), `stop` is called so that nothing new is sent; calls
-    under way have GRACE_S to be answered and kept, then the interrupt goes on.
+    under way have GRACE_S to be answered and kept, then the interrupt is raised.
     """
     loop = call_loop()
     future = asyncio.run_coroutine_threadsafe(work, loop)

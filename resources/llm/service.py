@@ -1,9 +1,11 @@
-"""From settings to a model that can be asked: provider, keys, pace, memo, prices and budget put together.
+"""From settings to a model that can be asked: provider, keys, rate limits, memo, prices and budget
+put together.
 
     llm = open_llm(endpoint, settings)
     results = llm.complete_all(requests)
 
-Providers, pacers, memos and budgets are one per process, so that roles share limits and a budget counts them all.
+Providers, rate limiters, memos and budgets are one per process, so that roles share limits and a
+budget counts them all.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,12 @@ from resources.errors import ActError
 from resources.llm.base import LLMRequest, LLMResponse, Provider, ProviderError
 from resources.llm.budget import Budget
 from resources.llm.client import LLM, Memory, Mode
-from resources.llm.keys import GEMINI_KEYS, OPENAI_KEYS, clean_base_url, keys_of
+from resources.llm.keys import GEMINI_KEYS, OPENAI_KEYS, api_keys, clean_base_url
 from resources.llm.memo.memo import Memo, memo_at
 from resources.llm.memo.records import Asker
-from resources.llm.prices import GEMINI_URL, OPENAI_URL, PriceTable
-from resources.llm.rate_limit import Limits, Pacer
-from resources.llm.retry import Persistence
+from resources.llm.prices import EMBEDDED, OPENAI_URL, OWN_ENDPOINTS, PriceTable
+from resources.llm.rate_limit import Limits, RateLimiter
+from resources.llm.retry import RetrySettings
 from resources.llm.runtime import call_loop
 
 LONGEST_TIMEOUT_S = 600.0  # of a client library; a role's timeout_s ends a call before
@@ -39,13 +41,14 @@ class Endpoint:
     model: str
     base_url: str | None = None
     limits: Limits = field(default_factory=Limits)
-    persistence: Persistence = field(default_factory=Persistence)
+    retry: RetrySettings = field(default_factory=RetrySettings)
 
 
 @dataclass(frozen=True, slots=True)
 class CallSettings:
-    """How a run makes its calls, and for whom. `since` (seconds since 1970): in mode `refresh`, answers older than
-    this are asked again. A budget counts everything that was paid under `asker.budget`, by any process."""
+    """How a run makes its calls, and for whom. `since` (seconds since 1970): in mode `refresh`,
+    answers older than this are asked again. A budget counts everything that was paid under
+    `asker.budget`, by any process."""
 
     memo_folder: Path
     mode: Mode = "normal"
@@ -60,15 +63,7 @@ class CallSettings:
 
     def to_json(self) -> dict[str, Any]:
         """For a training process; `from_json` reads it."""
-        asker = {name: getattr(self.asker, name) for name in ("asset", "partition", "run", "budget")}
-        return {
-            "memo_folder": str(self.memo_folder),
-            "mode": self.mode,
-            "since": self.since,
-            "max_cost_usd": self.max_cost_usd,
-            "max_calls": self.max_calls,
-            "asker": asker,
-        }
+        return {**asdict(self), "memo_folder": str(self.memo_folder)}
 
     @staticmethod
     def from_json(raw: dict[str, Any]) -> CallSettings:
@@ -78,14 +73,16 @@ class CallSettings:
 ProviderFactory = Callable[[], Provider]
 
 _lock = threading.Lock()
-_pacers: dict[tuple[int, str, str, str, tuple[str, ...]], tuple[list[Provider], Pacer]] = {}
+_limiters: dict[tuple[int, str, str, str, tuple[str, ...]], tuple[list[Provider], RateLimiter]] = {}
 _budgets: dict[tuple[int, Path, str, float | None, int | None], Budget] = {}
 
 
 def open_llm(endpoint: Endpoint, settings: CallSettings, embedded: ProviderFactory) -> LLM:
-    """The model of an endpoint, with this process's memo, pace and budget; `embedded` makes the built-in provider.
+    """The model of an endpoint, with this process's memo, limits and budget; `embedded` makes the
+    built-in provider.
 
-    Raises ActError for a base URL or a price table with mistakes, and for a budget in dollars without a known price.
+    Raises ActError for a base URL or a price table with mistakes, and for a budget in dollars
+    without a known price.
     """
     base_url = served_at(endpoint)
     price = price_table().price(endpoint.provider, base_url, endpoint.model)
@@ -97,27 +94,27 @@ def open_llm(endpoint: Endpoint, settings: CallSettings, embedded: ProviderFacto
         )
     memo = memo_at(settings.memo_folder)
     with _lock:
-        keys = keys_of(*key_variables(endpoint.provider))
+        keys = api_keys(*key_variables(endpoint.provider))
         identity = (os.getpid(), endpoint.provider, base_url, endpoint.model, keys)
-        if identity not in _pacers:
+        if identity not in _limiters:
             providers = _providers(endpoint, base_url, keys, embedded)
-            _pacers[identity] = (providers, Pacer(providers))
-        providers, pacer = _pacers[identity]
+            _limiters[identity] = (providers, RateLimiter(providers))
+        providers, limiter = _limiters[identity]
         budget = _budget(settings, memo)
-    call_loop().call_soon_threadsafe(pacer.restrict, endpoint.limits)
+    call_loop().call_soon_threadsafe(limiter.restrict, endpoint.limits)
     return LLM(
         providers,
         max_concurrency=endpoint.limits.max_concurrency,
-        pacer=pacer,
+        limiter=limiter,
         memory=Memory(
             memo,
             # The embedded provider asks nobody and costs nothing, so it may always answer.
-            offline=settings.mode == "offline" and endpoint.provider != "embedded",
+            offline=settings.mode == "offline" and endpoint.provider != EMBEDDED,
             not_before=settings.since if settings.mode == "refresh" else 0.0,
         ),
         budget=budget,
         price=price,
-        persistence=endpoint.persistence,
+        retry=endpoint.retry,
         asker=settings.asker,
     )
 
@@ -138,9 +135,9 @@ def _budget(settings: CallSettings, memo: Memo) -> Budget:
 
 def served_at(endpoint: Endpoint) -> str:
     """The base URL that answers; a part of the key. "" for the embedded provider."""
-    if endpoint.provider == "embedded":
+    if endpoint.provider == EMBEDDED:
         return ""
-    return clean_base_url(endpoint.base_url or {"gemini": GEMINI_URL, "openai": OPENAI_URL}[endpoint.provider])
+    return clean_base_url(endpoint.base_url or OWN_ENDPOINTS[endpoint.provider])
 
 
 def key_variables(provider: str) -> tuple[str, ...]:
@@ -155,20 +152,17 @@ def price_table() -> PriceTable:
 
 
 def _providers(endpoint: Endpoint, base_url: str, keys: tuple[str, ...], embedded: ProviderFactory) -> list[Provider]:
-    """One provider for each key. Roles share them, so a role's own timeout is kept by asking.py."""
-    if endpoint.provider == "embedded":
+    """One provider for each key. Roles share them, so a role's own timeout is kept by retry.py."""
+    if endpoint.provider == EMBEDDED:
         return [embedded()]
-    timeout_s = max(LONGEST_TIMEOUT_S, endpoint.persistence.timeout_s)
-    if endpoint.provider == "gemini":
-        from resources.llm.gemini import GeminiProvider
-
-        found: list[Provider] = [GeminiProvider(k, base_url=base_url, timeout_s=timeout_s) for k in keys]
-        return found or [_WithoutKey(endpoint.provider, base_url)]
+    from resources.llm.gemini import GeminiProvider
     from resources.llm.openai_chat import OpenAIProvider
 
-    if not keys and base_url != OPENAI_URL:
+    if not keys and endpoint.provider == "openai" and base_url != OPENAI_URL:
         keys = ("EMPTY",)  # what servers without keys are given, vLLM's among them
-    found = [OpenAIProvider(k, base_url=base_url, timeout_s=timeout_s) for k in keys]
+    made = GeminiProvider if endpoint.provider == "gemini" else OpenAIProvider
+    timeout_s = max(LONGEST_TIMEOUT_S, endpoint.retry.timeout_s)
+    found: list[Provider] = [made(k, base_url=base_url, timeout_s=timeout_s) for k in keys]
     return found or [_WithoutKey(endpoint.provider, base_url)]
 
 

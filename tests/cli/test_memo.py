@@ -306,7 +306,7 @@ def test_verify(act: Act, folder: Path) -> None:
     assert (ended.code, ended.document["sound"]) == (1, False)
     ended = act("verify", "--repair")
     assert ended.code == 0
-    assert "done    the archive of answers was written anew from the database" in ended.out
+    assert "done    the archive of answers was written again from the database" in ended.out
     assert "note    archive/" in ended.out
     assert act("verify").code == 0
 

@@ -16,7 +16,7 @@ from act_assets.tasks.pacific.task import PACIFIC
 from resources.errors import RoleError
 from resources.llm.base import LLMFailure, LLMRequest, LLMResponse, ProviderError
 from resources.llm.client import LLM
-from resources.llm.retry import Persistence
+from resources.llm.retry import RetrySettings
 
 
 class Uneven:
@@ -34,7 +34,7 @@ class Uneven:
 
 def test_answers_keep_their_order_and_failures_are_typed() -> None:
     clear = [ClearRequest("ambig_sql", "train", str(n), "db", "s", "How many?", "SELECT 1", "t") for n in range(12)]
-    once = LLM(Uneven(), persistence=Persistence(attempts=1))  # type: ignore[arg-type]
+    once = LLM(Uneven(), retry=RetrySettings(attempts=1))  # type: ignore[arg-type]
     perturber, done = Perturber(once, LLMRole(provider="openai", model="m"), get_task("ambig_sql")), []
     results = perturber.perturb(clear, lambda: done.append(1))
     assert results == [

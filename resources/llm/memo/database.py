@@ -1,4 +1,4 @@
-"""The memo's DuckDB file, and the archive that it can be rebuilt from.
+"""The memo's DuckDB file, and how it is rebuilt from the archive (segments.py).
 
     memo.duckdb            what people query; opened late and closed early, for one process at a time may write
     archive/*.parquet      the same rows as they were folded in; never changed, merged when they are many
@@ -18,28 +18,24 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import duckdb
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from resources.errors import ActError
 from resources.files import atomic_file, sync
-from resources.llm.base import LLMResponse
-from resources.llm.memo.records import Answer, Use
+from resources.llm.memo.records import Answer, Stored, Use
 from resources.llm.memo.schema import ANSWERS, USES, migrate, schema_version, to_arrow
+from resources.llm.memo.segments import Archive
 
 LOG = logging.getLogger(__name__)
 MEMORY_LIMIT = "512MB"  # DuckDB's own default is 80 % of the machine
 LOCK_WAIT_S = 60.0  # for a program that is not ours and has the database open
-SMALL_SEGMENT = 8 * 2**20  # bytes; smaller ones are merged when there are MANY_SEGMENTS of them
-MANY_SEGMENTS = 32
-REBUILD_BYTES = 32 * 2**20  # of the archive at a time
+T = TypeVar("T")
 _DAMAGE = (
     duckdb.IOException,
     duckdb.SerializationException,
@@ -55,39 +51,6 @@ _CIRCUMSTANCES = (
         (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EROFS, errno.ENOMEM),
     ),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """What a look-up needs of an answer."""
-
-    key: str
-    text: str
-    reported_model: str
-    prompt_tokens: int
-    output_tokens: int
-    latency_s: float
-    cost_usd: float | None
-    created_at: float
-
-    @staticmethod
-    def of(answer: Answer) -> Stored:
-        return Stored(
-            answer.key,
-            answer.text,
-            answer.reported_model,
-            answer.prompt_tokens,
-            answer.output_tokens,
-            answer.latency_s,
-            answer.cost_usd,
-            answer.created_at,
-        )
-
-    def response(self) -> LLMResponse:
-        """The answer as it was given."""
-        return LLMResponse(
-            self.text, self.reported_model, "stop", self.prompt_tokens, self.output_tokens, self.latency_s
-        )
 
 
 _LOOK_UP = """
@@ -120,14 +83,13 @@ class Database:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.path = folder / "memo.duckdb"
-        self.archive = folder / "archive"
         self._lock_path = folder / "memo.lock"
         self._generation = folder / "generation"
         self._mutex = threading.RLock()  # within the process: DuckDB refuses two connections of different modes
         self._generation_read: tuple[tuple[int, int], int] = ((0, 0), 0)
         self._prepared = False
-        for needed in (folder, self.archive):
-            needed.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.archive = Archive(folder / "archive")
 
     # --- reading ---------------------------------------------------------------------------------------------
 
@@ -151,20 +113,17 @@ class Database:
 
     def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """The rows of a read-only query; none where there is no database yet."""
+        return self.ask(lambda connection: connection.execute(sql, list(parameters)).fetchall() if connection else [])
+
+    def ask(self, work: Callable[[duckdb.DuckDBPyConnection | None], T]) -> T:
+        """What `work` makes of a read-only connection (`reading`); called again after a rebuild."""
+        with contextlib.suppress(Rebuilt), self.reading() as connection:
+            return work(connection)
         try:
-            return self._query(sql, parameters)
-        except Rebuilt:
-            pass
-        try:
-            return self._query(sql, parameters)
+            with self.reading() as connection:
+                return work(connection)
         except Rebuilt as again:  # it is not the database, then
             raise again.__cause__ or again from None
-
-    def _query(self, sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
-        with self.reading() as connection:
-            if connection is None:
-                return []
-            return connection.execute(sql, list(parameters)).fetchall()
 
     @contextmanager
     def reading(self) -> Iterator[duckdb.DuckDBPyConnection | None]:
@@ -184,12 +143,13 @@ class Database:
             except duckdb.Error as error:
                 if not is_damage(error):
                     raise
-                self._mend(error)
+                self._repair(error)
                 raise Rebuilt from error
 
     def _prepare(self) -> None:
-        """Before the database is read: brings an older one to the newest schema, and makes a lost one anew."""
-        if self._prepared if self.path.exists() else not self._archived():
+        """Before the database is read: brings an older one to the newest schema, and rebuilds a
+        lost one."""
+        if self._prepared if self.path.exists() else not self.archive:
             return
         with self.writing():
             self._prepared = True
@@ -213,7 +173,7 @@ class Database:
             return
         with self.writing(wait) as connection:
             staged, used = to_arrow(answers, ANSWERS), to_arrow(uses, USES)
-            archived = [self._archive(kind, t) for kind, t in (("answers", staged), ("uses", used)) if t.num_rows]
+            archived = [self.archive.add(kind, t) for kind, t in (("answers", staged), ("uses", used)) if t.num_rows]
             try:
                 self.insert(connection, staged, used)
                 connection.execute("CHECKPOINT")  # closing does so too, but keeps quiet where it fails
@@ -226,7 +186,7 @@ class Database:
                 self._rebuild(error)
             connection.close()
             self.changed()
-            self._merge_segments()
+            self.archive.merge_small()
 
     def insert(self, connection: duckdb.DuckDBPyConnection, staged: pa.Table, used: pa.Table) -> None:
         """Adds rows to the database alone, in one transaction."""
@@ -247,51 +207,8 @@ class Database:
 
     def changed(self) -> None:
         """Tells other processes to look again."""
-        beside = self._generation.with_suffix(f".{uuid.uuid4().hex[:8]}")
-        beside.write_text(str(self.generation() + 1))
-        beside.chmod(0o600)
-        beside.rename(self._generation)
-
-    # --- the archive -----------------------------------------------------------------------------------------
-
-    def segments(self, kind: str) -> list[Path]:
-        """The archive's files of `answers` or `uses`, oldest first."""
-        return sorted(self.archive.glob(f"{kind}-*.parquet"))
-
-    def segment_path(self, kind: str) -> Path:
-        """A name for another segment."""
-        return self.archive / f"{kind}-{time.time_ns() // 1_000_000}-{uuid.uuid4().hex[:8]}.parquet"
-
-    def _archive(self, kind: str, table: pa.Table) -> Path:
-        path = self.segment_path(kind)
-        write_parquet(path, table)
-        return path
-
-    def _merge_segments(self) -> None:
-        """Makes one of many small segments; called while writing."""
-        for kind, schema in (("answers", ANSWERS), ("uses", USES)):
-            small = [p for p in self.segments(kind) if p.stat().st_size < SMALL_SEGMENT]
-            if len(small) < MANY_SEGMENTS:
-                continue
-            merged: list[Path] = []
-            together = self.segment_path(kind)
-            write_tables(together, schema, self._readable(small, schema, merged))
-            for path in merged or [together]:
-                path.unlink()
-
-    def _readable(self, segments: Sequence[Path], schema: pa.Schema, done: list[Path]) -> Iterator[pa.Table]:
-        """The tables of those segments that can be read; `done` says which they are."""
-        for path in segments:
-            try:
-                table = pq.read_table(path, page_checksum_verification=True).cast(schema)
-            except _NOT_A_SEGMENT as error:
-                LOG.warning("a segment of the memo's archive cannot be read: %s: %s", path, error)
-                continue
-            done.append(path)
-            yield table
-
-    def _archived(self) -> bool:
-        return any(self.archive.glob("*.parquet"))
+        with atomic_file(self._generation, mode=0o600) as beside:
+            beside.write_text(str(self.generation() + 1))
 
     # --- locks, damage ---------------------------------------------------------------------------------------
 
@@ -310,7 +227,7 @@ class Database:
     def _connect(self, read_only: bool) -> duckdb.DuckDBPyConnection:
         """Opens the file; waits for another program that has it open, for ours wait at the lock."""
         if self.path.exists() and not os.access(self.path, os.R_OK | os.W_OK):
-            raise ActError("the memo's database may not be read", where=str(self.path), todo="mend its permissions")
+            raise ActError("the memo's database may not be read", where=str(self.path), todo="fix its permissions")
         deadline = time.monotonic() + LOCK_WAIT_S
         while True:
             try:
@@ -328,12 +245,12 @@ class Database:
 
     def _open_to_write(self) -> duckdb.DuckDBPyConnection:
         """A connection to a database of the newest schema; called under the exclusive lock."""
-        if not self.path.exists() and self._archived():
+        if not self.path.exists() and self.archive:
             self._rebuild(None)
         try:
             connection = self._connect(read_only=False)
             try:
-                if schema_version(connection) == 0 and self._archived():
+                if schema_version(connection) == 0 and self.archive:
                     raise duckdb.CatalogException("its tables are gone")
                 migrate(connection, str(self.path))
             except BaseException:
@@ -348,24 +265,25 @@ class Database:
         return connection
 
     def fault(self) -> str:
-        """Why the database cannot be read in full; "" where it can, or where there is none. Mends nothing."""
+        """Why the database cannot be read in full; "" where it can, or where there is none. Changes
+        nothing."""
         with self._mutex, self._locked(fcntl.LOCK_SH):
-            if not self.path.exists():
-                return ""
-            try:
-                with self._connect(read_only=True) as connection:
-                    read_all(connection)
-            except duckdb.Error as error:
-                if not is_damage(error):
-                    raise
-                return str(error).splitlines()[0]
-            return ""
+            return self._fault() if self.path.exists() else ""
 
-    def _mend(self, error: Exception) -> None:
+    def _fault(self) -> str:
+        try:
+            with self._connect(read_only=True) as connection:
+                read_all(connection)
+        except duckdb.Error as error:
+            if not is_damage(error):
+                raise
+            return str(error).splitlines()[0]
+        return ""
+
+    def _repair(self, error: Exception) -> None:
         """Rebuilds a damaged database unless another process has done so meanwhile."""
         with self._mutex, self._locked(fcntl.LOCK_EX):
-            fault = _fault(self.path)
-            if fault and is_damage(fault):
+            if self._fault():
                 self._rebuild(error)
 
     def _set_aside(self, why: Exception | None) -> None:
@@ -385,11 +303,11 @@ class Database:
             )
 
     def _rebuild(self, why: Exception | None) -> None:
-        """Makes the database anew from the sound segments of the archive, and sets a damaged one aside (`why`; None
-        where there is none any more); called under the exclusive lock.
+        """Rebuilds the database from the sound segments of the archive, and sets a damaged one
+        aside (`why`; None where there is none any more); called under the exclusive lock.
 
-        It is built beside and renamed, so that a rebuild that fails changes nothing and one that is cut off starts
-        again.
+        It is built beside and renamed, so that a rebuild that fails changes nothing and one that is
+        cut off starts again.
         """
         beside = self.folder / "rebuilding.duckdb"
         remains = (beside, beside.with_name(beside.name + ".wal"))
@@ -408,29 +326,17 @@ class Database:
         self.changed()
 
     def _fill(self, path: Path) -> None:
-        """Makes a database of all that the archive holds."""
         with connect(str(path)) as connection:
             migrate(connection, str(path))
-            for kind, schema in (("answers", ANSWERS), ("uses", USES)):
-                for segment in self.segments(kind):
-                    try:
-                        content = pq.ParquetFile(segment, page_checksum_verification=True)
-                        for batch in content.iter_batches(_rows_at_once(content)):
-                            table = pa.Table.from_batches([batch]).cast(schema)
-                            if kind == "answers":
-                                self.insert(connection, table, USES.empty_table())
-                            else:
-                                self.insert(connection, ANSWERS.empty_table(), table)
-                    except _NOT_A_SEGMENT as error:
-                        LOG.warning("a segment of the memo's archive cannot be read: %s: %s", segment, error)
+            for table in self.archive.read("answers"):
+                self.insert(connection, table, USES.empty_table())
+            for table in self.archive.read("uses"):
+                self.insert(connection, ANSWERS.empty_table(), table)
 
     def _private(self) -> None:
         for path in (self.path, self.path.with_name(self.path.name + ".wal")):
             if path.exists():
                 path.chmod(0o600)
-
-
-_NOT_A_SEGMENT = (OSError, pa.ArrowException, ValueError)  # ValueError: other columns
 
 
 def connect(path: str = ":memory:", read_only: bool = False) -> duckdb.DuckDBPyConnection:
@@ -457,38 +363,7 @@ class Rebuilt(Exception):
     """The database was damaged while it was read, and has been rebuilt: ask again."""
 
 
-def _fault(path: Path) -> duckdb.Error | None:
-    try:
-        with connect(str(path), read_only=True) as connection:
-            read_all(connection)
-    except duckdb.Error as error:
-        return error
-    return None
-
-
-def _rows_at_once(segment: pq.ParquetFile) -> int:
-    """How many rows of a segment come to about REBUILD_BYTES."""
-    groups = [segment.metadata.row_group(i) for i in range(segment.num_row_groups)]
-    row_bytes = max((g.total_byte_size / max(g.num_rows, 1) for g in groups), default=1.0)
-    return int(min(max(REBUILD_BYTES / max(row_bytes, 1.0), 100), 50_000))
-
-
 def read_all(connection: duckdb.DuckDBPyConnection) -> None:
     """Reads every block. Raises duckdb.Error where one is damaged."""
     for table in ("answers", "history", "uses"):
         connection.execute(f"SELECT sum(hash({table})) FROM {table}").fetchall()  # noqa: S608 (fixed names)
-
-
-def write_parquet(path: Path, table: pa.Table) -> None:
-    """A Parquet file, whole or not at all, on disk on return; file mode 0600."""
-    write_tables(path, table.schema, [table])
-
-
-def write_tables(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
-    """The same with one table at a time in memory."""
-    with (
-        atomic_file(path, mode=0o600) as beside,
-        pq.ParquetWriter(beside, schema, compression="zstd", write_page_checksum=True) as writer,
-    ):
-        for table in tables:
-            writer.write_table(table)

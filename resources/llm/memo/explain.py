@@ -11,52 +11,43 @@ import logging
 import os
 import re
 import time
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import duckdb
 
 from resources.errors import ActError
-from resources.llm.memo.difference import Difference, differences, similarity
 from resources.llm.memo.memo import Memo
-from resources.llm.memo.records import canonical, key_of
-from resources.llm.memo.report import utc
-from resources.llm.memo.view import checked_prefix, consult, the_one
+from resources.llm.memo.records import Answer, canonical, key_of, storable
+from resources.llm.memo.report import COLUMNS, checked_prefix, consult, the_one, utc
+from resources.llm.memo.schema import answers_of
 
 LOG = logging.getLogger(__name__)
 KEPT = 1_000  # misses that are remembered
 SEARCH_S = 0.5  # for questions with the same messages; the newest are looked at first
 SCAN_ROWS = 50_000  # at a time
 CANDIDATES = 200  # questions that are compared closely
-
-
-class Nearest(NamedTuple):
-    """A stored question; `created_at` in seconds since 1970."""
-
-    key: str
-    question: str
-    role: str
-    model: str
-    label: str
-    asset: str
-    created_at: float
+LINES, WIDTH = 16, 160  # of a shown difference
+BEFORE = 50  # characters of a long line that are shown before its first difference
+COMPARED_LINES, COMPARED_WORDS, COMPARED_CHARACTERS = 400, 300, 20_000
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
     """Why a question is not in the memo. `held`: it is. `empty`: nothing is.
 
-    `how` the nearest was found: `same messages`, `same example` or `similar messages`; `similarity` of the messages,
-    0 to 1. `unsearched` stored questions were not compared, for want of time.
+    `how` the nearest was found: `same messages`, `same example` or `similar messages`; `similarity`
+    of the messages, 0 to 1. `unsearched` stored questions were not compared, for want of time.
     """
 
     key: str
     held: bool = False
     empty: bool = False
-    nearest: Nearest | None = None
+    nearest: Answer | None = None
     how: str = ""
     similarity: float = 0.0
     differences: tuple[Difference, ...] = ()
@@ -65,12 +56,12 @@ class Explanation:
     def to_json(self) -> dict[str, Any]:
         """As plain JSON; a side that is absent is not there."""
         near = self.nearest
-        facts = {**near._asdict(), "created_at": utc(near.created_at)} if near else {}
+        names = ("key", "role", "model", "label", "asset")
         return {
             "key": self.key,
             "held": self.held,
             "empty": self.empty,
-            "nearest": {k: v for k, v in facts.items() if k != "question"} or None,
+            "nearest": {**{n: getattr(near, n) for n in names}, "created_at": utc(near.created_at)} if near else None,
             "how": self.how,
             "similarity": round(self.similarity, 4),
             "differences": [_plain(d) for d in self.differences],
@@ -98,27 +89,22 @@ def why_miss(memo: Memo, question: str, role: str = "", label: str = "") -> Expl
     def ask(connection: duckdb.DuckDBPyConnection) -> Explanation:
         if not connection.execute("SELECT 1 FROM current_answers LIMIT 1").fetchall():
             return Explanation(key, empty=True)
-        example = _rows(connection, *_of_example(asked, role, label)) if label else []
+        model = str(asked.get("model"))
+        of_role = ("label = ? AND role = ?", [label, role]) if role else ("label = ? AND model = ?", [label, model])
+        example = _rows(connection, *of_role) if label else []
         best, unsearched = _same_messages(connection, asked, example)
         if best:
             return Explanation(key, False, False, best, "same messages", 1.0, _differences(asked, best), unsearched)
         how = "same example" if example else "similar messages"
-        related = "model = ? OR role = ?", [str(asked.get("model")), role]
-        candidates = example or _rows(connection, *related) or _rows(connection, "true", [])
-        alike, best = _most_similar(asked, candidates)
+        related = example or _rows(connection, "model = ? OR role = ?", [model, role])
+        alike, best = _most_similar(asked, related or _rows(connection, "true", []))
         return Explanation(key, False, False, best, how, alike, _differences(asked, best), unsearched)
 
     return consult(memo, ask)
 
 
-def _differences(asked: Mapping[str, Any], stored: Nearest) -> tuple[Difference, ...]:
+def _differences(asked: Mapping[str, Any], stored: Answer) -> tuple[Difference, ...]:
     return differences(asked, json.loads(stored.question))
-
-
-def _of_example(asked: Mapping[str, Any], role: str, label: str) -> tuple[str, list[Any]]:
-    if role:
-        return "label = ? AND role = ?", [label, role]
-    return "label = ? AND model = ?", [label, str(asked.get("model"))]
 
 
 def _rows(
@@ -126,42 +112,40 @@ def _rows(
     condition: str,
     parameters: Sequence[Any],
     tables: Sequence[str] = ("answers", "fresh"),
-) -> list[Nearest]:
+) -> list[Answer]:
     """The newest rows for which a condition holds, of the database and of the journals."""
-    found: list[Nearest] = []
+    found: list[Answer] = []
     for table in tables:
         # First which rows, by narrow columns alone: the questions are most of what there is to read.
-        rows = connection.execute(
+        rows = connection.sql(
             f"""
-            SELECT key, question, role, model, label, asset, epoch_us(created_at) / 1e6 FROM {table} WHERE rowid IN (
+            SELECT {COLUMNS} FROM {table} WHERE rowid IN (
               SELECT rowid FROM {table} WHERE {condition} ORDER BY created_at DESC, id DESC LIMIT {CANDIDATES}
             )
             """,  # noqa: S608 (names and conditions of ours)
-            [
-                p.encode("utf-8", "replace").decode("utf-8") if isinstance(p, str) else p for p in parameters
-            ],  # as stored
+            params=[storable(p) for p in parameters],
         )
-        found += [Nearest(*row) for row in rows.fetchall()]
+        found += answers_of(rows.to_arrow_table())
     return sorted(found, key=lambda n: n.created_at, reverse=True)[:CANDIDATES]
 
 
 def _same_messages(
-    connection: duckdb.DuckDBPyConnection, asked: Mapping[str, Any], example: Sequence[Nearest]
-) -> tuple[Nearest | None, int]:
+    connection: duckdb.DuckDBPyConnection, asked: Mapping[str, Any], example: Sequence[Answer]
+) -> tuple[Answer | None, int]:
     """The stored question with the same messages and the fewest differences; and how many were not looked at.
 
-    Questions are canonical JSON, so that the same messages are the same text in them: to look for a text is seven
-    times as fast as to take the JSON apart.
+    Questions are canonical JSON, so that the same messages are the same text in them: to look for a
+    text is seven times as fast as to take the JSON apart.
     """
     messages = asked.get("messages")
     if not messages:
         return None, 0
 
-    def best_of(rows: Iterable[Nearest]) -> list[tuple[int, float, Nearest]]:
+    def best_of(rows: Iterable[Answer]) -> list[tuple[int, float, Answer]]:
         """The one of them with the fewest differences, the newest of several; none where none has the messages."""
         parsed = ((n, json.loads(n.question)) for n in rows)
         ranked = [(len(differences(asked, q)), -n.created_at, n) for n, q in parsed if q.get("messages") == messages]
-        return [min(ranked)] if ranked else []
+        return [min(ranked, key=lambda r: r[:2])] if ranked else []
 
     text = f'"messages":{canonical(messages)}'
     best = best_of([*example, *_rows(connection, "contains(question, ?)", [text], ["fresh"])])
@@ -175,7 +159,7 @@ def _same_messages(
     return (best[0][2], 0) if best else (None, max(0, last + 1))
 
 
-def _most_similar(asked: Mapping[str, Any], candidates: Sequence[Nearest]) -> tuple[float, Nearest]:
+def _most_similar(asked: Mapping[str, Any], candidates: Sequence[Answer]) -> tuple[float, Answer]:
     """The candidate whose messages are most alike, the newest of several."""
     text = _text(asked)
     scored = [(similarity(text, _text(json.loads(n.question))), n.created_at, n) for n in candidates]
@@ -205,6 +189,114 @@ def read_question(text: str | bytes) -> str:
         ) from error
 
 
+# --- what differs ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One field, by its dotted path. A side on which it is absent has `None` for its JSON; null is "null".
+    `diff`: what changed in a text, one line per line."""
+
+    path: str
+    asked: str | None
+    stored: str | None
+    diff: tuple[str, ...] = ()
+
+
+def differences(asked: Mapping[str, Any], stored: Mapping[str, Any]) -> tuple[Difference, ...]:
+    """The fields that differ: two values whose JSON is not the same text, 0 and 0.0 among them."""
+    left, right = dict(_leaves(asked, "")), dict(_leaves(stored, ""))
+    found = []
+    for path in sorted(left.keys() | right.keys()):
+        one, other = (canonical(side[path]) if path in side else None for side in (left, right))
+        if one == other:
+            continue
+        texts = (left.get(path), right.get(path))
+        diff = text_diff(texts[1], texts[0]) if isinstance(texts[0], str) and isinstance(texts[1], str) else ()
+        found.append(Difference(path, one, other, diff if path.startswith("messages.") else ()))
+    return tuple(found)
+
+
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """The values that hold no others, with their paths; a list is one value, but messages are looked into."""
+    inner: Any = None
+    if isinstance(value, Mapping) and value:
+        inner = value.items()
+    elif isinstance(value, list) and path == "messages" and value:
+        inner = enumerate(value)
+    if inner is None:
+        yield path, value
+        return
+    for name, part in inner:
+        yield from _leaves(part, f"{path}.{name}" if path else str(name))
+
+
+def text_diff(old: str, new: str) -> tuple[str, ...]:
+    """The lines that differ, `-` old and `+` new, cut to a readable size; long lines around their first difference."""
+    alike = unicodedata.normalize("NFC", old) == unicodedata.normalize("NFC", new)  # one would see no difference
+    before, after = old.split("\n"), new.split("\n")
+    same = 0
+    while same < min(len(before), len(after)) and before[same] == after[same]:
+        same += 1
+    end = 0
+    while end < min(len(before), len(after)) - same and before[-1 - end] == after[-1 - end]:
+        end += 1
+    changed, into = before[same : len(before) - end], after[same : len(after) - end]
+    shown = [f"@@ line {same + 1} @@"]
+    matcher = SequenceMatcher(None, changed[:COMPARED_LINES], into[:COMPARED_LINES], autojunk=False)
+    for what, i1, i2, j1, j2 in matcher.get_opcodes():
+        if what == "equal":
+            shown += [f"  {_window(line, 0, alike)}" for line in changed[i1:i2]] if i2 - i1 < 3 else ["  ..."]
+            continue
+        ones, others = changed[i1:i2], into[j1:j2]
+        starts = [_common(a, b) for a, b in zip(ones, others, strict=False)]
+        shown += [f"- {_window(line, starts[n] if n < len(starts) else 0, alike)}" for n, line in enumerate(ones)]
+        shown += [f"+ {_window(line, starts[n] if n < len(starts) else 0, alike)}" for n, line in enumerate(others)]
+    more = len(shown) - 1 - LINES
+    return tuple(shown[: LINES + 1] + ([f"... {more} more lines"] if more > 0 else []))
+
+
+def _window(line: str, at: int, escaped: bool) -> str:
+    start = max(0, at - BEFORE) if len(line) > WIDTH else 0
+    part = line[start : start + WIDTH]
+    text = part.encode("unicode_escape").decode("ascii") if escaped else visible(part)
+    cut = start + WIDTH < len(line)
+    bare = text if cut else text.rstrip(" ")
+    spaces = "·" * (len(text) - len(bare))
+    return ("..." if start else "") + bare + spaces + ("..." if cut else "")
+
+
+def visible(text: str) -> str:
+    """A text with everything that a terminal would not show, or would obey, written as an escape sequence."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def similarity(one: str, other: str) -> float:
+    """How alike two texts are, 0 to 1; of long ones a bounded part is compared."""
+    one, other = one[:COMPARED_CHARACTERS], other[:COMPARED_CHARACTERS]
+    if one == other:
+        return 1.0
+    start = _common(one, other)
+    rest, remaining = one[start:], other[start:]
+    end = _common(rest[::-1], remaining[::-1])
+    left, right = rest[: len(rest) - end], remaining[: len(remaining) - end]
+    words, others = left.split()[:COMPARED_WORDS], right.split()[:COMPARED_WORDS]
+    middle = SequenceMatcher(None, words, others, autojunk=False).ratio() if words and others else 0.0
+    return (2 * (start + end) + middle * (len(left) + len(right))) / (len(one) + len(other))
+
+
+def _common(one: str, other: str) -> int:
+    """How many characters both begin with."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
 # --- what was missed ---------------------------------------------------------------------------------------------
 
 
@@ -226,48 +318,32 @@ def record_miss(folder: Path, key: str, question: str, role: str, label: str) ->
     """
     noted = json.dumps({"key": key, "question": question, "role": role, "label": label, "at": time.time()})
     try:
-        with _held(folder / "missed.jsonl", os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX) as descriptor:
+        descriptor = os.open(folder / "missed.jsonl", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "r+b"):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
             size = os.fstat(descriptor).st_size
             end = os.pread(descriptor, 32, max(0, size - 32))
-            count, whole = _number(end), end[-1:] in (b"", b"\n")
+            number = re.search(rb'"n": (\d+)\}\n$', end)  # of lines, by the last one's word
+            count, whole = int(number[1]) if number else 0, end[-1:] in (b"", b"\n")
             if count >= KEPT or (size and not count):
                 lines = os.pread(descriptor, size, 0).splitlines(keepends=True)
                 kept = [line for line in lines if line.endswith(b"\n")][-(KEPT - KEPT // 10) :]
-                size, count, whole = _overwrite(descriptor, b"".join(kept)), len(kept), True
+                size, count, whole = sum(map(len, kept)), len(kept), True
+                os.pwrite(descriptor, b"".join(kept), 0)
+                os.ftruncate(descriptor, size)
             line = f'{noted[:-1]}, "n": {count + 1}}}\n'.encode("ascii")  # so that nobody has to count the lines
             os.pwrite(descriptor, line if whole else b"\n" + line, size)
     except OSError as error:
         LOG.warning("a question that the memo does not hold could not be noted: %s", error)
 
 
-def _number(end: bytes) -> int:
-    """How many lines there are, by the last one's word; 0 where it has none."""
-    match = re.search(rb'"n": (\d+)\}\n$', end)
-    return int(match[1]) if match else 0
-
-
-def _overwrite(descriptor: int, content: bytes) -> int:
-    os.pwrite(descriptor, content, 0)
-    os.ftruncate(descriptor, len(content))
-    return len(content)
-
-
-@contextmanager
-def _held(path: Path, flags: int, how: int) -> Iterator[int]:
-    descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, how)
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
 def find_miss(folder: Path, key_prefix: str) -> Miss | None:
     """The last miss whose key begins so; None where there is none. Raises ActError where several keys do."""
     wanted = checked_prefix(key_prefix)
     try:
-        with _held(folder / "missed.jsonl", os.O_RDONLY, fcntl.LOCK_SH) as descriptor:
-            content = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+        with (folder / "missed.jsonl").open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH)
+            content = stream.read()
     except FileNotFoundError:
         return None
     found = {m.key: m for m in map(_miss, content.splitlines()[-KEPT:]) if m and m.key.startswith(wanted)}

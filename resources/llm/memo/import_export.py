@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,16 @@ import pyarrow.parquet as pq
 
 from resources.errors import ActError
 from resources.files import atomic_file
-from resources.llm.memo.database import write_tables
 from resources.llm.memo.memo import Memo
-from resources.llm.memo.records import ANSWER_FIELDS, Answer, canonical, from_json, key_of, to_json
+from resources.llm.memo.records import LARGEST, Answer, canonical, from_json, key_of, storable, to_json
+from resources.llm.memo.report import Filters, consult, portions
 from resources.llm.memo.schema import ANSWERS, answers_of
-from resources.llm.memo.view import Filters, consult, first_line, portions
+from resources.llm.memo.segments import batches, first_line, write_tables
 
-BATCH_ROWS, BATCH_BYTES = 20_000, 32 * 2**20  # of one fold: it opens the database anew
+BATCH_ROWS, BATCH_BYTES = 20_000, 32 * 2**20  # of one fold: each opens the database again
 NAMED = 10  # rejected rows that are listed
+EXPORT_AGAIN = "export it again"
 CLOCKS_S = 86_400.0  # how far ahead of ours another machine's clock may be
-LARGEST = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +38,13 @@ class Exported:
     history: int = 0
     bytes: int = 0
 
-    def to_json(self) -> dict[str, Any]:
-        """As plain JSON."""
-        return asdict(self)
-
 
 def export(memo: Memo, path: Path, filters: Filters, history: bool = False) -> Exported:
-    """Writes the answers that pass to `path` (.parquet or .jsonl), oldest first, whole or not at all, mode 0600; with
-    `history` also those that a later one replaced.
+    """Writes the answers that pass to `path` (.parquet or .jsonl), oldest first, whole or not at
+    all, mode 0600; with `history` also those that a later one replaced.
 
-    **Prompts and answers are in the file in clear.** Raises ActError where the file cannot be written.
+    **Prompts and answers are in the file in clear.** Raises ActError where the file cannot be
+    written.
     """
     if path.suffix not in (".parquet", ".jsonl"):
         raise ActError(f"cannot export to {path.name}", where=str(path), todo="end the name with .parquet or .jsonl")
@@ -85,8 +82,8 @@ def write_answers(path: Path, tables: Iterable[pa.Table]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What became of a file's rows: new and current now, there already, new but older than what is there, unsound.
-    `reasons`: the first unsound ones."""
+    """What became of a file's rows: new and current now, there already, new but older than what is
+    there, unsound. `reasons`: the first unsound ones."""
 
     added: int = 0
     present: int = 0
@@ -94,16 +91,13 @@ class Imported:
     rejected: int = 0
     reasons: tuple[str, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
-        """As plain JSON."""
-        return {**asdict(self), "reasons": list(self.reasons)}
-
 
 def import_(memo: Memo, path: Path) -> Imported:
-    """Adds a file's answers to the memo, durably, batch by batch. Every row is checked, its key computed anew.
+    """Adds a file's answers to the memo, durably, batch by batch. Every row is checked, its key
+    computed again.
 
-    Rows that are not sound are left out and counted. Raises ActError for a file that is not of answers, or of which
-    the rest cannot be read; what came before is kept.
+    Rows that are not sound are left out and counted. Raises ActError for a file that is not of
+    answers, or of which the rest cannot be read; what came before is kept.
     """
     readers = {".parquet": _parquet_rows, ".jsonl": _jsonl_rows}
     if path.suffix not in readers:
@@ -125,28 +119,24 @@ def _batches(rows: Iterator[tuple[str, Any]], rejected: list[str]) -> Iterator[l
     """The sound rows; `rejected` gets an entry for each other one, which says why for the first of them."""
     batch: list[Answer] = []
     size = 0
-    broken: ActError | None = None
-    while True:
-        try:
-            where, row = next(rows)
-            answer = sound(row)
-        except StopIteration:
-            break
-        except ActError as error:
-            broken = error
-            break
-        except (ValueError, RecursionError) as error:
-            rejected.append(f"{where}: {error}" if len(rejected) < NAMED else "")
-            continue
-        batch.append(answer)
-        size += len(answer.question) + len(answer.text)
-        if len(batch) >= BATCH_ROWS or size >= BATCH_BYTES:
+    try:
+        for where, row in rows:
+            try:
+                answer = sound(row)
+            except (ValueError, RecursionError) as error:
+                rejected.append(f"{where}: {error}" if len(rejected) < NAMED else "")
+                continue
+            batch.append(answer)
+            size += len(answer.question) + len(answer.text)
+            if len(batch) >= BATCH_ROWS or size >= BATCH_BYTES:
+                yield batch
+                batch, size = [], 0
+    except ActError:  # the rest of the file cannot be read
+        if batch:
             yield batch
-            batch, size = [], 0
+        raise
     if batch:
         yield batch
-    if broken:
-        raise broken
 
 
 def _there(memo: Memo, wanted: set[tuple[str, str]], rows: str) -> set[tuple[str, str]]:
@@ -167,31 +157,24 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
     try:
-        file = pq.ParquetFile(path, page_checksum_verification=True)
-        names = set(file.schema_arrow.names)
+        names = set(pq.read_schema(path).names)
+        found = batches(path, ANSWERS)
+        if wrong := ", ".join(sorted(names ^ set(ANSWERS.names))):
+            raise ActError(f"not a file of answers: missing or unknown: {wrong}", where=str(path), todo=EXPORT_AGAIN)
+        for numbers, table in found:
+            if isinstance(table, Exception):
+                for number in numbers:
+                    yield f"row {number}", ValueError(f"cannot be read: {first_line(table)}")
+                continue
+            created = [None if us is None else us / 1e6 for us in table["created_at"].cast(pa.int64()).to_pylist()]
+            for number, row, at in zip(numbers, table.drop(["created_at"]).to_pylist(), created, strict=True):
+                yield f"row {number}", {"kind": "answer", **row, "created_at": at}
     except (OSError, pa.ArrowException) as error:
         raise _cannot_be_read(path, error) from error
-    if names != set(ANSWER_FIELDS):
-        wrong = ", ".join(sorted(names ^ set(ANSWER_FIELDS)))
-        raise ActError(f"not a file of answers: missing or unknown: {wrong}", where=str(path), todo="export it again")
-    first = 1
-    for group in range(file.num_row_groups):
-        rows, read = file.metadata.row_group(group).num_rows, 0
-        try:
-            for batch in file.iter_batches(2_000, row_groups=[group]):
-                table = pa.Table.from_batches([batch]).select(ANSWER_FIELDS).cast(ANSWERS)
-                created = [None if us is None else us / 1e6 for us in table["created_at"].cast(pa.int64()).to_pylist()]
-                for row, seconds in zip(table.drop(["created_at"]).to_pylist(), created, strict=True):
-                    yield f"row {first + read}", {"kind": "answer", **row, "created_at": seconds}
-                    read += 1
-        except (OSError, pa.ArrowException) as error:
-            for lost in range(read, rows):
-                yield f"row {first + lost}", ValueError(f"cannot be read: {first_line(error)}")
-        first += rows
 
 
 def _cannot_be_read(path: Path, error: Exception) -> ActError:
-    return ActError(f"a file of answers cannot be read: {error}", where=str(path), todo="export it again")
+    return ActError(f"a file of answers cannot be read: {error}", where=str(path), todo=EXPORT_AGAIN)
 
 
 def sound(row: Any) -> Answer:
@@ -236,7 +219,7 @@ def _check_question(answer: Answer) -> None:
     for name in ("provider", "base_url", "model", "sample_index"):
         asked, stated = question.get(name), getattr(answer, name)
         if isinstance(asked, str):  # the database cannot hold a lone surrogate, JSON can
-            asked = asked.encode("utf-8", "replace").decode("utf-8")
+            asked = storable(asked)
         if asked != stated:
             raise ValueError(f"{name} is {stated!r}, in the question {asked!r}")
 

@@ -1,8 +1,9 @@
 """Journals: where an answer becomes durable, before anyone uses it.
 
-Every process appends to a file of its own, `journal/<ms>-<pid>-<random>.jsonl`, one line per record: the CRC-32 of
-the JSON (8 hex digits), a space, the JSON. While a process writes to its journal it holds a lock (flock) on it,
-which dies with the process; a journal without a lock is finished and may be folded into the database by anyone.
+Every process appends to a file of its own, `journal/<ms>-<pid>-<random>.jsonl`, one line per
+record: the CRC-32 of the JSON (8 hex digits), a space, the JSON. While a process writes to its
+journal it holds a lock (flock) on it, which dies with the process; a journal without a lock is
+finished and may be folded into the database by anyone.
 """
 
 from __future__ import annotations
@@ -14,15 +15,18 @@ import time
 import uuid
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from resources.errors import ActError
 from resources.files import sync
-from resources.llm.memo.records import Record, canonical, from_json, to_json
+from resources.llm.memo.records import Answer, Record, Stored, canonical, from_json, to_json
 
 SUFFIX = ".jsonl"
+_KEY = b'"key":"'  # a quote inside a JSON text is escaped, so this is the field of the record and nothing else
+_KEY_LENGTH = 64
+_COARSE_S = 0.1  # a folder changed more recently may change again without another time stamp
 
 
 def to_line(record: Record) -> bytes:
@@ -86,8 +90,8 @@ class Journal:
         self.size = 0  # bytes
 
     def append(self, lines: Sequence[bytes]) -> None:
-        """Writes lines and returns when they are on disk. Raises ActError where the disk does not take them;
-        the journal is then as it was."""
+        """Writes lines and returns when they are on disk. Raises ActError where the disk does not
+        take them; the journal is then as it was."""
         if not lines:
             return
         try:
@@ -109,13 +113,12 @@ class Journal:
         self.size += len(content)
         self.records += len(lines)
 
-    def seal(self) -> Path | None:
+    def seal(self) -> None:
         """Ends this journal, so that it can be folded; the next record starts another."""
-        path, self.path, self.records, self.size = self.path, None, 0, 0
+        self.path, self.records, self.size = None, 0, 0
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-        return path
 
     def _create(self) -> None:
         name = f"{time.time_ns() // 1_000_000}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
@@ -134,36 +137,113 @@ class Journal:
 
 def journals(folder: Path) -> list[Path]:
     """Every journal, oldest first."""
-    return sorted(p for p in folder.glob(f"*{SUFFIX}"))
+    return sorted(folder.glob(f"*{SUFFIX}"))
+
+
+def records_in(folder: Path) -> list[Record]:
+    """The records of every journal that can be read."""
+    found: list[Record] = []
+    for path in journals(folder):
+        with suppress(FileNotFoundError):  # folded meanwhile
+            found += read_journal(path)[0]
+    return found
 
 
 @contextmanager
 def finished(paths: Iterable[Path]) -> Iterator[list[Path]]:
     """Those journals that no process writes to any more, held so until the end of the block."""
-    held: list[tuple[Path, int]] = []
-    try:
+    with ExitStack() as held:
+        free: list[Path] = []
         for path in paths:
-            try:
-                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            except FileNotFoundError:
-                continue
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(descriptor)
-                continue
-            if not _names(path, descriptor):  # folded and deleted by another process before the lock was ours
-                os.close(descriptor)
-                continue
-            held.append((path, descriptor))
-        yield [path for path, _ in held]
-    finally:
-        for _, descriptor in held:
-            os.close(descriptor)
+            with suppress(FileNotFoundError, BlockingIOError):
+                stream = held.enter_context(path.open("rb"))
+                fcntl.flock(stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Else folded and deleted by another process before the lock was ours.
+                if os.path.samestat(path.stat(), os.fstat(stream.fileno())):
+                    free.append(path)
+        yield free
 
 
-def _names(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
+class OtherJournals:
+    """What has been answered and is not folded yet, in the journals of all processes but one's own.
+
+    Looking again is cheap, for it is done before every call: a stat of the folder and of each
+    journal, and what has been added is scanned for keys only. An answer is read when it is asked
+    for. Not safe for threads: the memo calls it under its lock.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._open: dict[str, _OpenJournal] = {}
+        self._listed_at = -1  # the folder's time stamp (ns) when it was listed, where that can be trusted
+
+    def refresh(self, own: str | None) -> None:
+        """Looks for new journals, new lines and journals that are gone; `own` is the name of this process's."""
+        now, changed_at = time.time(), self.folder.stat().st_mtime_ns
+        if changed_at != self._listed_at:
+            names = {n for n in os.listdir(self.folder) if n.endswith(SUFFIX) and n != own}
+            for gone in self._open.keys() - names:
+                self._open.pop(gone).close()
+            for new in names - self._open.keys():
+                try:
+                    self._open[new] = _OpenJournal(self.folder / new)
+                except FileNotFoundError:  # folded meanwhile: the database has it
+                    continue
+            self._listed_at = changed_at if now - changed_at / 1e9 > _COARSE_S else -1
+        for journal in self._open.values():
+            journal.read()
+
+    def list_again(self) -> None:
+        """A journal of this process has become one of the others."""
+        self._listed_at = -1
+
+    def get(self, key: str) -> Stored | None:
+        """The newest unfolded answer of a key."""
+        found = [s for journal in self._open.values() if (s := journal.get(key)) is not None]
+        return max(found, key=lambda s: s.created_at, default=None)
+
+
+class _OpenJournal:
+    """One journal: where the answer of each key is. The open file outlives its deletion."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._offset = 0
+        self._places: dict[str, tuple[int, int]] = {}
+
+    def read(self) -> None:
+        size = os.fstat(self._descriptor).st_size
+        if size == self._offset:
+            return
+        if not self._scan(size) and self._offset:  # its disk was full: cut back since, and perhaps written over
+            self._offset, self._places = 0, {}
+            self._scan(size)
+
+    def _scan(self, size: int) -> bool:
+        """Notes what has been added; False where that does not look like the lines of a journal."""
+        content = os.pread(self._descriptor, max(0, size - self._offset), self._offset)
+        start, sound = 0, size > self._offset
+        while (end := content.find(b"\n", start)) >= 0:
+            field = content.find(_KEY, start, end)
+            if content[start : start + 8] != b"%08x" % zlib.crc32(content[start + 9 : end]):
+                sound = False
+            elif field >= 0:
+                key = content[field + len(_KEY) : field + len(_KEY) + _KEY_LENGTH].decode("ascii", "replace")
+                self._places[key] = (self._offset + start, end - start)
+            start = end + 1
+        if sound or not self._offset:
+            self._offset += start
+        return sound
+
+    def get(self, key: str) -> Stored | None:
+        if key not in self._places:
+            return None
+        offset, length = self._places[key]
+        try:
+            record = from_line(os.pread(self._descriptor, length, offset))
+        except ValueError:  # cut back since
+            return None
+        return record.stored() if isinstance(record, Answer) else None
+
+    def close(self) -> None:
+        os.close(self._descriptor)

@@ -12,13 +12,13 @@ import os
 from pathlib import Path
 
 
-class Flights:
+class KeyLocks:
     """The byte-range locks of one process. The file stays open: closing it would release every lock."""
 
     def __init__(self, path: Path) -> None:
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
-    def begin(self, key: str) -> bool:
+    def acquire(self, key: str) -> bool:
         """Whether this process may ask the question now; False while another process asks it."""
         try:
             fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _offset(key))
@@ -28,7 +28,7 @@ class Flights:
             return False
         return True
 
-    def end(self, key: str) -> None:
+    def release(self, key: str) -> None:
         """Lets others ask it."""
         fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, _offset(key))
 

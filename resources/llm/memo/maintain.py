@@ -1,4 +1,4 @@
-"""Deletes answers for good, and checks that a memo is whole.
+"""Deletes answers for good, and checks that a memo is whole: its database against its archive.
 
 The database's file does not get smaller by deleting: DuckDB keeps the room for what comes next.
 """
@@ -8,31 +8,157 @@ from __future__ import annotations
 import collections
 import contextlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import duckdb
 
 from resources.errors import ActError
-from resources.llm.memo.archive import SCHEMAS, archive_again, fold_unknown, readable, set_aside, survey, write_anew
+from resources.files import sync
 from resources.llm.memo.database import Database, Rebuilt, is_damage, read_all
+from resources.llm.memo.import_export import write_answers
 from resources.llm.memo.journal import finished, journals, read_journal
 from resources.llm.memo.memo import Memo, memo_at
-from resources.llm.memo.records import Record
-from resources.llm.memo.schema import MIGRATIONS, schema_version
-from resources.llm.memo.view import Filters, consult, first_line
+from resources.llm.memo.records import USE_FIELDS, Record, Use
+from resources.llm.memo.report import COLUMNS, Filters, consult, portions
+from resources.llm.memo.schema import ANSWERS, MIGRATIONS, SCHEMAS, USES, schema_version
+from resources.llm.memo.segments import first_line, readable
 
 NAMED = 10  # rows of a kind that are listed
+
+# --- the archive against the database; to compare under the shared lock, to write under the exclusive one --------
+
+# Every row of the database, by kind, with the names of the archive's columns.
+HELD = {
+    "answers": f"(SELECT {COLUMNS} FROM answers UNION ALL SELECT {COLUMNS} FROM history)",  # noqa: S608 (our names)
+    "uses": f"(SELECT {', '.join(USE_FIELDS)} FROM uses)",  # noqa: S608 (our names)
+}
+_IDENTITY = {"answers": "key, id", "uses": "'' AS key, id"}
+_MATCH = {"answers": "key, id", "uses": "id"}
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What the archive of one kind of rows has. `damaged` segments with why they cannot be read in
+    full; `unarchived` rows are only in the database, `unknown` ones only in the archive, and those
+    that `differ` are in both with other content."""
+
+    kind: str
+    sound: tuple[Path, ...]
+    damaged: tuple[tuple[Path, str], ...]
+    unarchived: int
+    unknown: int
+    differ: int
+
+
+def survey(
+    connection: duckdb.DuckDBPyConnection, database: Database, kind: str, unfolded: Sequence[Record] = ()
+) -> Survey:
+    """Reads the whole archive of `answers` or `uses`. Rows of `unfolded` records are not missed in
+    the database: they are folded in again. Leaves temporary tables `unarchived_<kind>` and
+    `unknown_<kind>` (key, id)."""
+    connection.execute(
+        "CREATE OR REPLACE TEMP TABLE archived (key VARCHAR, id VARCHAR, content UBIGINT, sound BOOLEAN, part INTEGER)"
+    )
+    sound: list[Path] = []
+    damaged: list[tuple[Path, str]] = []
+    for part, path in enumerate(database.archive.segments(kind)):
+        faults: list[str] = []
+        for table in readable(path, kind, faults):
+            connection.register("batch", table)
+            connection.execute(f"INSERT INTO archived SELECT {_IDENTITY[kind]}, hash(b), true, ? FROM batch b", [part])  # noqa: S608
+            connection.unregister("batch")
+        if faults:
+            connection.execute("UPDATE archived SET sound = false WHERE part = ?", [part])
+            damaged.append((path, faults[0]))
+        else:
+            sound.append(path)
+    connection.execute(
+        f"""
+        CREATE OR REPLACE TEMP TABLE held AS SELECT {_IDENTITY[kind]}, hash(h) AS content FROM {HELD[kind]} h;
+        CREATE OR REPLACE TEMP TABLE unarchived_{kind} AS
+          SELECT key, id FROM held ANTI JOIN (SELECT key, id FROM archived WHERE sound) USING (key, id);
+        """  # noqa: S608 (our names)
+    )
+    connection.execute(
+        f"""
+        CREATE OR REPLACE TEMP TABLE unknown_{kind} AS
+          SELECT DISTINCT key, id FROM archived ANTI JOIN held USING (key, id)
+          WHERE key || id NOT IN (SELECT unnest(?::VARCHAR[]))
+        """,  # noqa: S608 (our names)
+        [[(r.id if isinstance(r, Use) else r.key + r.id) for r in unfolded]],
+    )
+    counts = connection.execute(
+        f"""
+        SELECT (SELECT count(*) FROM unarchived_{kind}), (SELECT count(*) FROM unknown_{kind}),
+               (SELECT count(*) FROM archived a JOIN held h USING (key, id) WHERE a.content <> h.content)
+        """  # noqa: S608 (our names)
+    ).fetchall()[0]
+    connection.execute("DROP TABLE archived; DROP TABLE held")
+    return Survey(kind, tuple(sound), tuple(damaged), *counts)
+
+
+def fold_unknown(connection: duckdb.DuckDBPyConnection, database: Database, found: Survey) -> int:
+    """Adds to the database what only the archive has, damaged segments included as far as they can
+    be read; returns how many rows. An answer whose key is not that of its question is left out."""
+    kind, added = found.kind, 0
+    names, sane = ", ".join(SCHEMAS[kind].names), "sha256(question) = key" if kind == "answers" else "true"
+    for path in [*found.sound, *(path for path, _ in found.damaged)] if found.unknown else []:
+        for table in readable(path, kind, []):
+            connection.register("batch", table)
+            unknown = connection.sql(
+                f"SELECT {names} FROM batch SEMI JOIN unknown_{kind} USING ({_MATCH[kind]}) WHERE {sane}"  # noqa: S608
+            ).to_arrow_table()
+            connection.unregister("batch")
+            if unknown.num_rows:
+                rows = {"answers": ANSWERS.empty_table(), "uses": USES.empty_table()}
+                rows[kind] = unknown.cast(SCHEMAS[kind])
+                database.insert(connection, rows["answers"], rows["uses"])
+                added += unknown.num_rows
+    return added
+
+
+def rewrite(connection: duckdb.DuckDBPyConnection, database: Database, found: Survey) -> None:
+    """Makes one segment of all that the database has, and then removes the others; what is damaged is set aside.
+
+    Cut off between the two, it leaves rows twice, which does no harm.
+    """
+    _write(connection, database, found.kind, HELD[found.kind])
+    for path, _ in found.damaged:
+        path.rename(path.with_name(path.name + ".damaged"))
+    folder = database.archive.folder
+    for path in (*found.sound, *folder.glob(f".{found.kind}-*")):  # the latter were never finished
+        path.unlink()
+    sync(folder)
+
+
+def _write(connection: duckdb.DuckDBPyConnection, database: Database, kind: str, source: str) -> None:
+    if not connection.execute(f"SELECT 1 FROM {source} LIMIT 1").fetchall():  # noqa: S608 (our names)
+        return
+    if kind == "answers":
+        write_answers(database.archive.new_segment(kind), portions(connection, source, Filters()))
+    else:
+        rows = connection.sql(f"SELECT * FROM {source} ORDER BY noted_at, id").to_arrow_table()  # noqa: S608 (our names)
+        database.archive.add(kind, rows.cast(USES))
+
+
+def set_aside(folder: Path) -> list[Path]:
+    """The files that were damaged and have been kept beside."""
+    patterns = ("memo.duckdb*.damaged-*", "journal/*.damaged", "archive/*.damaged")
+    return sorted(path for pattern in patterns for path in folder.glob(pattern))
+
+
+# --- pruning ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """What was deleted, or would be: answers, earlier answers, their tokens and what they had cost in US dollars
-    (`unpriced` ones have no known price; None where none has).
+    """What was deleted, or would be: answers, earlier answers, their tokens and what they had cost
+    in US dollars (`unpriced` ones have no known price; None where none has).
 
-    `restored`: earlier answers that are current again. `unfolded`: rows that match, but are still in journals of
-    running processes, and stay. `aside`: damaged files set aside earlier, which may hold what was deleted.
+    `restored`: earlier answers that are current again. `unfolded`: rows that match, but are still
+    in journals of running processes, and stay. `aside`: damaged files set aside earlier, which may
+    hold what was deleted.
     """
 
     dry_run: bool
@@ -46,10 +172,6 @@ class Pruned:
     restored: int = 0
     aside: tuple[str, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
-        """As plain JSON."""
-        return {**asdict(self), "aside": list(self.aside)}
-
 
 _RESTORE = """
     CREATE OR REPLACE TEMP TABLE restored AS SELECT * FROM history ANTI JOIN answers USING (key)
@@ -60,8 +182,9 @@ _RESTORE = """
 
 
 def prune(memo: Memo, filters: Filters, *, history_only: bool = False, dry_run: bool = True) -> Pruned:
-    """Deletes the answers that pass, with their history, from the database and from the archive, so that no rebuild
-    brings them back. With `history_only`, earlier answers alone. Raises ActError where nothing is chosen.
+    """Deletes the answers that pass, with their history, from the database and from the archive, so
+    that no rebuild brings them back. With `history_only`, earlier answers alone. Raises ActError
+    where nothing is chosen.
 
     Cut off, it has deleted nothing: run it again.
     """
@@ -69,7 +192,7 @@ def prune(memo: Memo, filters: Filters, *, history_only: bool = False, dry_run: 
         raise ActError("nothing is chosen to be deleted", todo="give at least one filter, for example --older-than 90d")
     memo.fold()
     found = consult(memo, lambda connection: _matching(connection, filters, history_only))
-    if not dry_run and (memo.database.path.exists() or memo.database.segments("answers")):
+    if not dry_run and (memo.database.path.exists() or memo.database.archive):
         found = replace(_delete(memo.database, filters, history_only), unfolded=found.unfolded)
     return replace(found, dry_run=dry_run, aside=tuple(p.name for p in set_aside(memo.folder)))
 
@@ -90,7 +213,7 @@ def _delete(database: Database, filters: Filters, history_only: bool) -> Pruned:
                     connection.execute(f"DELETE FROM {table} WHERE {condition}", parameters)  # noqa: S608 (ours)
                 connection.execute(_RESTORE)
                 restored = connection.execute("SELECT count(*) FROM restored").fetchall()[0][0]
-                write_anew(connection, database, seen)  # first: no row to keep is ever in one place alone
+                rewrite(connection, database, seen)  # first: no row to keep is ever in one place alone
                 connection.execute("COMMIT")
             except BaseException:
                 with contextlib.suppress(duckdb.Error):
@@ -129,10 +252,13 @@ def _matching(connection: duckdb.DuckDBPyConnection, filters: Filters, history_o
     return Pruned(True, answers, history, prompt, output, cost if answers + history else 0.0, unpriced, fresh)
 
 
+# --- verifying -------------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a check found. `problems`: something is damaged or missing; `notes`: good to know; `repaired`: what was
-    done about it."""
+    """What a check found. `problems`: something is damaged or missing; `notes`: good to know;
+    `repaired`: what was done about it."""
 
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -142,153 +268,132 @@ class Verdict:
     segments: int = 0
     journals: int = 0
 
-    def to_json(self) -> dict[str, Any]:
-        """As plain JSON."""
-        return {
-            "sound": not self.problems,
-            **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()},
-        }
-
 
 def verify(folder: Path, repair: bool = False) -> Verdict:
     """Reads everything in a memo's folder: every block of the database, every segment, every journal.
 
-    Changes nothing, unless with `repair`: journals are folded, a database that cannot be read is rebuilt, and of the
-    database and the archive each gets the rows that only the other has; the verdict is of what is there afterwards.
+    Changes nothing, unless with `repair`: journals are folded, a database that cannot be read is
+    rebuilt, and of the database and the archive each gets the rows that only the other has; the
+    verdict is of what is there afterwards. A database of an older schema is migrated either way.
     """
     done = _repair(memo_at(folder)) if repair else []
-    return replace(_Check(folder).run(), repaired=tuple(done))
-
-
-class _Check:
-    """One check of a memo; changes nothing but a database of an older schema."""
-
-    def __init__(self, folder: Path) -> None:
-        self.database, self.journal_folder = Database(folder), folder / "journal"
-        self.problems: list[str] = []
-        self.notes: list[str] = []
-        self.unfolded: list[Record] = []
-
-    def run(self) -> Verdict:
-        """The verdict."""
-        number = self._journals()
-        for path in set_aside(self.database.folder):
-            self._aside(path)
-        segments = len(self.database.segments("answers")) + len(self.database.segments("uses"))
-        answers, history = self._database()
-        return Verdict(tuple(self.problems), tuple(self.notes), (), answers, history, segments, number)
-
-    def _journals(self) -> int:
-        paths = journals(self.journal_folder)
-        for path in paths:
-            with finished([path]) as over:
-                try:
-                    records, _, damage = read_journal(path)
-                except FileNotFoundError:  # folded meanwhile
-                    continue
-            self.unfolded += records
-            self.problems += [f"journal {d}" for d in damage if not d.torn]
-            self.notes += [f"journal {d}" for d in damage if d.torn and over]  # else it is being written
-        if self.unfolded:
-            self.notes.append(f"{len(self.unfolded)} records are in journals and not yet in the database")
-        return len(paths)
-
-    def _aside(self, path: Path) -> None:
-        where = f"{path.relative_to(self.database.folder)} ({path.stat().st_size} bytes)"
-        lines = [d for d in read_journal(path)[2] if not d.torn] if path.parent == self.journal_folder else []
+    database, problems, notes = Database(folder), list[str](), list[str]()
+    unfolded, number = _check_journals(folder / "journal", problems, notes)
+    for path in set_aside(folder):
+        where = f"{path.relative_to(folder)} ({path.stat().st_size} bytes)"
+        lines = [d for d in read_journal(path)[2] if not d.torn] if path.parent == folder / "journal" else []
         if lines:
-            self.problems.append(
+            problems.append(
                 f"{where}: {len(lines)} lines of a journal could not be read, the first at byte {lines[0].offset} "
                 f"({lines[0].why}); the others are in the database. Delete the file when you have seen it"
             )
         else:
-            self.notes.append(f"{where}: set aside as damaged; delete it when nothing is missed")
+            notes.append(f"{where}: set aside as damaged; delete it when nothing is missed")
+    answers, history = _check_database(database, unfolded, problems)
+    segments = sum(len(database.archive.segments(kind)) for kind in SCHEMAS)
+    return Verdict(tuple(problems), tuple(notes), tuple(done), answers, history, segments, number)
 
-    def _database(self) -> tuple[int, int]:
-        database = self.database
-        there = database.path.exists()
-        why = database.fault()
-        if why:
-            self.problems.append(f"the database cannot be read: {why}: --repair rebuilds it from the archive")
-        elif not there and any(database.segments(kind) for kind in SCHEMAS):
-            self.problems.append("the database is gone, but there is an archive: --repair rebuilds it")
-        if why or not there:
-            for kind in SCHEMAS:
-                for path in database.segments(kind):
-                    faults: list[str] = []
-                    collections.deque(readable(path, kind, faults), maxlen=0)
-                    self._unreadable([(path, fault) for fault in faults[:1]])
-            return 0, 0
-        try:
-            with database.reading() as connection:
-                if connection is None:
-                    return 0, 0
-                return self._tables(connection)
-        except ActError as error:  # a newer schema
-            self.problems.append(str(error))
-        except Rebuilt as error:
-            self.problems.append(f"the database could not be read and was rebuilt: {error.__cause__}")
+
+def _check_journals(folder: Path, problems: list[str], notes: list[str]) -> tuple[list[Record], int]:
+    """The records that are not folded yet, and how many journals there are."""
+    paths, unfolded = journals(folder), list[Record]()
+    for path in paths:
+        with finished([path]) as over:
+            try:
+                records, _, damage = read_journal(path)
+            except FileNotFoundError:  # folded meanwhile
+                continue
+        unfolded += records
+        problems += [f"journal {d}" for d in damage if not d.torn]
+        notes += [f"journal {d}" for d in damage if d.torn and over]  # else it is being written
+    if unfolded:
+        notes.append(f"{len(unfolded)} records are in journals and not yet in the database")
+    return unfolded, len(paths)
+
+
+def _check_database(database: Database, unfolded: Sequence[Record], problems: list[str]) -> tuple[int, int]:
+    """How many answers and earlier answers there are."""
+    there, why = database.path.exists(), database.fault()
+    if why:
+        problems.append(f"the database cannot be read: {why}: --repair rebuilds it from the archive")
+    elif not there and database.archive:
+        problems.append("the database is gone, but there is an archive: --repair rebuilds it")
+    if why or not there:
+        for kind in SCHEMAS:
+            for path in database.archive.segments(kind):
+                faults: list[str] = []
+                collections.deque(readable(path, kind, faults), maxlen=0)
+                problems += [_unreadable(path, fault) for fault in faults[:1]]
         return 0, 0
+    try:
+        with database.reading() as connection:
+            return _check_tables(connection, database, unfolded, problems) if connection else (0, 0)
+    except ActError as error:  # a newer schema
+        problems.append(str(error))
+    except Rebuilt as error:
+        problems.append(f"the database could not be read and was rebuilt: {error.__cause__}")
+    return 0, 0
 
-    def _tables(self, connection: duckdb.DuckDBPyConnection) -> tuple[int, int]:
-        if (version := schema_version(connection)) != len(MIGRATIONS):
-            self.problems.append(f"the database has schema {version}, not {len(MIGRATIONS)}")
-        for table in ("answers", "history"):
-            self._listed(
-                connection, f"in {table} the key is not that of the question", table, "sha256(question) <> key"
-            )
-        twice = "(SELECT key FROM answers GROUP BY key HAVING count(*) > 1)"
-        self._listed(connection, "in answers the key is there more than once", twice, "true")
-        for kind in ("answers", "uses"):
-            found = survey(connection, self.database, kind, self.unfolded)
-            self._unreadable(found.damaged)
-            for number, what in (
-                (found.unarchived, f"{kind} of the database are not in the archive"),
-                (found.unknown, f"{kind} of the archive are not in the database"),
-                (found.differ, f"{kind} are not the same in the archive as in the database"),
-            ):
-                if number:
-                    self.problems.append(f"{number} {what}: --repair mends it")
-        counts = connection.execute("SELECT (SELECT count(*) FROM answers), (SELECT count(*) FROM history)").fetchall()
-        return counts[0]
 
-    def _unreadable(self, damaged: Sequence[tuple[Path, str]]) -> None:
-        for path, why in damaged:
-            self.problems.append(f"archive/{path.name} cannot be read in full: {why}: --repair writes the archive anew")
-
-    def _listed(self, connection: duckdb.DuckDBPyConnection, what: str, table: str, condition: str) -> None:
+def _check_tables(
+    connection: duckdb.DuckDBPyConnection, database: Database, unfolded: Sequence[Record], problems: list[str]
+) -> tuple[int, int]:
+    if (version := schema_version(connection)) != len(MIGRATIONS):
+        problems.append(f"the database has schema {version}, not {len(MIGRATIONS)}")
+    for what, source in (
+        ("in answers the key is not that of the question", "answers WHERE sha256(question) <> key"),
+        ("in history the key is not that of the question", "history WHERE sha256(question) <> key"),
+        ("in answers the key is there more than once", "answers GROUP BY key HAVING count(*) > 1"),
+    ):
         rows = connection.execute(
-            f"SELECT key, count(*) OVER () FROM {table} WHERE {condition} ORDER BY key LIMIT {NAMED}"  # noqa: S608 (ours)
+            f"SELECT key, count(*) OVER () FROM {source} ORDER BY key LIMIT {NAMED}"  # noqa: S608 (ours)
         ).fetchall()
         if rows:
             named = ", ".join(key[:16] for key, _ in rows)
-            self.problems.append(f"{what}: {rows[0][1]} rows ({named}): act memo prune --key removes one")
+            problems.append(f"{what}: {rows[0][1]} rows ({named}): act memo prune --key removes one")
+    for kind in SCHEMAS:
+        found = survey(connection, database, kind, unfolded)
+        problems += [_unreadable(path, why) for path, why in found.damaged]
+        for number, what in (
+            (found.unarchived, f"{kind} of the database are not in the archive"),
+            (found.unknown, f"{kind} of the archive are not in the database"),
+            (found.differ, f"{kind} are not the same in the archive as in the database"),
+        ):
+            if number:
+                problems.append(f"{number} {what}: --repair fixes it")
+    counts = connection.execute("SELECT (SELECT count(*) FROM answers), (SELECT count(*) FROM history)").fetchall()
+    return counts[0]
+
+
+def _unreadable(path: Path, why: str) -> str:
+    return f"archive/{path.name} cannot be read in full: {why}: --repair writes the archive again"
 
 
 def _repair(memo: Memo) -> list[str]:
     """Makes the database and the archive whole from one another; returns what was done."""
     done: list[str] = []
     database = memo.database
-    gone = not database.path.exists() and any(database.segments(kind) for kind in SCHEMAS)
-    if gone or database.fault():
+    if database.fault() if database.path.exists() else database.archive:
         with contextlib.suppress(Rebuilt), database.reading() as connection:
             if connection is not None:
                 read_all(connection)
         done.append("the database was rebuilt from the archive")
     memo.fold()
     with database.writing() as connection:
-        for kind in ("answers", "uses"):
+        for kind in SCHEMAS:
             seen = survey(connection, database, kind)
             if added := fold_unknown(connection, database, seen):
                 done.append(f"{added} {kind} that only the archive had were added to the database")
             if added < seen.unknown:  # the others cannot be true: kept, but not in the archive
                 seen = replace(seen, sound=(), damaged=(*seen.damaged, *((path, "") for path in seen.sound)))
             if seen.damaged or seen.differ:
-                write_anew(connection, database, seen)
-                done.append(f"the archive of {kind} was written anew from the database")
+                rewrite(connection, database, seen)
+                done.append(f"the archive of {kind} was written again from the database")
                 done += [f"{path.name} was set aside as {path.name}.damaged" for path, _ in seen.damaged]
-            elif number := archive_again(connection, database, seen):
-                done.append(f"{number} {kind} that only the database had were added to the archive")
+            elif seen.unarchived:
+                only = f"(SELECT * FROM {HELD[kind]} SEMI JOIN unarchived_{kind} USING ({_MATCH[kind]}))"  # noqa: S608
+                _write(connection, database, kind, only)
+                done.append(f"{seen.unarchived} {kind} that only the database had were added to the archive")
         connection.execute("CHECKPOINT")
         database.changed()
     return done

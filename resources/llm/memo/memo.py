@@ -20,11 +20,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from resources.llm.memo.database import Busy, Database, Stored
-from resources.llm.memo.journal import Damage, Journal, finished, journals, read_journal, to_line
-from resources.llm.memo.key_locks import Flights
-from resources.llm.memo.records import Answer, Record, Use
-from resources.llm.memo.tails import Tails
+from resources.llm.memo.database import Busy, Database
+from resources.llm.memo.journal import Journal, OtherJournals, finished, journals, read_journal, records_in, to_line
+from resources.llm.memo.key_locks import KeyLocks
+from resources.llm.memo.records import Answer, Record, Stored, Use
 
 LOG = logging.getLogger(__name__)
 FOLD_RECORDS = 5_000  # a journal of so many records,
@@ -47,20 +46,15 @@ class Memo:
         self.database = Database(folder)
         self.journal_folder = folder / "journal"
         self.journal_folder.mkdir(mode=0o700, exist_ok=True)
-        self.flights = Flights(folder / "flights.lock")
+        self.key_locks = KeyLocks(folder / "flights.lock")
         self._journal = Journal(self.journal_folder)
         self._mutex = threading.RLock()
         self._own: dict[str, Stored] = {}
-        self._tails = Tails(self.journal_folder)
-        self._generation = -1
+        self._others = OtherJournals(self.journal_folder)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="memo-journal")
         self._folder_thread = ThreadPoolExecutor(1, thread_name_prefix="memo-fold")
-        self._pending: list[tuple[list[Record], asyncio.Future[None]]] = []
+        self._pending: list[tuple[Record, asyncio.Future[None]]] = []
         self._flushing = False
-        self._waiting: dict[str, list[asyncio.Future[None]]] = {}
-        self._polling = False
-        self._open: dict[str, int] = {}  # questions of this process that are not answered yet
-        self._late: dict[str, Stored] = {}  # those found in the database since
         self._fold_aside(wait=True)
 
     # --- looking up ------------------------------------------------------------------------------------------
@@ -72,61 +66,27 @@ class Memo:
             with self._mutex:
                 self._read_journals()
                 generation = self.database.generation()
-            answers = self.database.look_up(wanted)  # without the mutex: it may wait for another process
+            folded = self.database.look_up(wanted)  # without the mutex: it may wait for another process
             with self._mutex:
                 self._read_journals()  # one of this process may have ended meanwhile
                 if self.database.generation() != generation:
                     continue  # a journal may have been folded meanwhile
-                for key in wanted:
-                    newest = self._unfolded(key)
-                    if newest and (key not in answers or newest.created_at >= answers[key].created_at):
-                        answers[key] = newest
-            return Found({k: s for k, s in answers.items() if s.created_at >= not_before}, generation)
+                newest = {key: self._newest(key, folded) for key in wanted}
+            return Found({k: s for k, s in newest.items() if s and s.created_at >= not_before}, generation)
 
-    def answered(self, key: str, not_before: float = 0.0) -> Stored | None:
-        """What `look_up` would find for a question announced by `opened`; the database is asked for all open
-        questions together, and only when it has changed (`stale`: then this may take a while)."""
-        while True:
-            with self._mutex:
-                self._read_journals()
-                generation, open_now = self.database.generation(), list(self._open)
-                if generation == self._generation:
-                    both = (self._unfolded(key), self._late.get(key))
-                    newest = max((s for s in both if s), key=lambda s: s.created_at, default=None)
-                    return newest if newest and newest.created_at >= not_before else None
-            late = self.database.look_up(open_now)  # without the mutex: it may wait for another process
-            with self._mutex:
-                if self._open.keys() <= set(open_now):  # else a question was opened meanwhile: look again
-                    self._late, self._generation = late, generation
-
-    def stale(self) -> bool:
-        """Whether the database has changed since it was last asked for the open questions."""
-        return self.database.generation() != self._generation
-
-    def opened(self, keys: Iterable[str], generation: int) -> None:
-        """Announces questions that are going to be asked, which `look_up` has not found at `generation`."""
+    def unfolded(self, key: str) -> Stored | None:
+        """The newest answer of a key that is in a journal."""
         with self._mutex:
-            self._generation = min(self._generation, generation) if self._open else generation
-            for key in keys:
-                self._open[key] = self._open.get(key, 0) + 1
+            self._read_journals()
+            return self._newest(key, {})
 
-    def closed(self, keys: Iterable[str]) -> None:
-        """The questions are answered, or given up."""
-        with self._mutex:
-            for key in keys:
-                self._open[key] -= 1
-                if not self._open[key]:
-                    del self._open[key]
-            if not self._open:
-                self._late = {}
-
-    def _unfolded(self, key: str) -> Stored | None:
-        both = (self._own.get(key), self._tails.get(key))
-        return max((s for s in both if s), key=lambda s: s.created_at, default=None)
+    def _newest(self, key: str, folded: dict[str, Stored]) -> Stored | None:
+        places = (self._own.get(key), self._others.get(key), folded.get(key))
+        return max((s for s in places if s), key=_created_at, default=None)
 
     def _read_journals(self) -> None:
         """Sees what other processes have written since the last time."""
-        self._tails.refresh(self._journal.path.name if self._journal.path else None)
+        self._others.refresh(self._journal.path.name if self._journal.path else None)
 
     def spent(self, budget: str) -> tuple[float, int]:
         """Dollars and calls paid under a budget so far, by any process; calls that failed after payment included."""
@@ -141,38 +101,25 @@ class Memo:
                     [budget] * 3,
                 )
             }
-            for path in journals(self.journal_folder):
-                try:
-                    records, _, _ = read_journal(path)
-                except FileNotFoundError:
-                    continue
-                for r in records:
-                    if r.budget != budget:
-                        continue
-                    if isinstance(r, Answer):
-                        paid[r.id] = (r.cost_usd or 0.0, 1)
-                    elif r.lost_calls:
-                        paid[r.id] = (r.lost_usd, r.lost_calls)
+            for r in records_in(self.journal_folder):
+                if r.budget == budget and isinstance(r, Answer):
+                    paid[r.id] = (r.cost_usd or 0.0, 1)
+                elif r.budget == budget and isinstance(r, Use):
+                    paid[r.id] = (r.lost_usd, r.lost_calls)
             if self.database.generation() == generation:
                 return sum(usd for usd, _ in paid.values()), sum(calls for _, calls in paid.values())
 
     # --- keeping ---------------------------------------------------------------------------------------------
 
-    async def keep(self, answer: Answer) -> None:
-        """Returns when the answer is on disk; answers that come in meanwhile share one fsync.
+    async def keep(self, record: Record) -> None:
+        """Returns when an answer, or a row of the ledger, is on disk; those that come in meanwhile
+        share one fsync.
 
         Raises ActError where the disk does not take it.
         """
-        await self._write([answer])
-
-    async def note(self, use: Use) -> None:
-        """Writes hits and failures to the ledger."""
-        await self._write([use])
-
-    async def _write(self, records: list[Record]) -> None:
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
-        self._pending.append((records, done))
+        self._pending.append((record, done))
         if not self._flushing:
             self._flushing = True
             self._flush_task = loop.create_task(self._flush())
@@ -183,17 +130,18 @@ class Memo:
         try:
             while self._pending:
                 batch, self._pending = self._pending, []
-                records = [r for group, _ in batch for r in group]
+                failed: Exception | None = None
                 try:
-                    await loop.run_in_executor(self._writer, self.append, records)
+                    await loop.run_in_executor(self._writer, self.append, [record for record, _ in batch])
                 except Exception as error:
-                    for _, done in batch:
-                        if not done.done():
-                            done.set_exception(error)
-                else:
-                    for _, done in batch:
-                        if not done.done():
-                            done.set_result(None)
+                    failed = error
+                for _, done in batch:
+                    if done.done():  # whoever waited has gone away
+                        continue
+                    if failed:
+                        done.set_exception(failed)
+                    else:
+                        done.set_result(None)
         finally:
             self._flushing = False
 
@@ -202,7 +150,7 @@ class Memo:
         lines = [to_line(r) for r in records]
         with self._mutex:
             self._journal.append(lines)
-            self._own.update((r.key, Stored.of(r)) for r in records if isinstance(r, Answer))
+            self._own.update((r.key, r.stored()) for r in records if isinstance(r, Answer))
             full = self._journal.records >= FOLD_RECORDS or self._journal.size >= FOLD_BYTES
             if full:
                 self._seal()
@@ -212,55 +160,17 @@ class Memo:
     def _seal(self) -> None:
         """Ends this process's journal; its answers are then read as those of any other journal."""
         self._journal.seal()  # from now on anyone may fold and delete it
-        self._tails.list_again()
+        self._others.list_again()
         self._own = {}
-
-    # --- waiting for other processes -------------------------------------------------------------------------
-
-    async def changed(self, key: str) -> None:
-        """Returns when another process that was asking the question has been answered, or has given up or died."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[None] = loop.create_future()
-        self._waiting.setdefault(key, []).append(future)
-        if not self._polling:
-            self._polling = True
-            self._poll_task = loop.create_task(self._poll())
-        try:
-            await future
-        except asyncio.CancelledError:
-            # Looking on after a question would end the lock that this process may hold for it by then.
-            waiting = self._waiting.get(key, [])
-            if future in waiting:
-                waiting.remove(future)
-                if not waiting:
-                    del self._waiting[key]
-            raise
-
-    async def _poll(self) -> None:
-        pause, longest = POLL_S
-        try:
-            while self._waiting:
-                await asyncio.sleep(pause)
-                pause = min(pause * 1.5, longest)
-                for key in list(self._waiting):
-                    if self.flights.begin(key):
-                        self.flights.end(key)
-                        for future in self._waiting.pop(key):
-                            if not future.done():
-                                future.set_result(None)
-                        pause = POLL_S[0]
-        finally:
-            self._polling = False
 
     # --- folding ---------------------------------------------------------------------------------------------
 
-    def fold(self, wait: bool = True) -> list[Damage]:
+    def fold(self, wait: bool = True) -> None:
         """Folds every journal that no process writes to any more into the database.
 
-        Returns what could not be read; a damaged journal is kept beside (`*.damaged`). With `wait` off, does
-        nothing while another process is writing.
+        What could not be read is logged; a damaged journal is kept beside (`*.damaged`). With
+        `wait` off, does nothing while another process is writing.
         """
-        reported: list[Damage] = []
         with finished(journals(self.journal_folder)) as paths:
             for path in paths:  # one at a time, for memory
                 records, _, damage = read_journal(path)
@@ -272,12 +182,10 @@ class Memo:
                     break
                 for one in damage:
                     LOG.warning("the memo's journal %s", one)
-                    reported.append(one)
                 if any(not d.torn for d in damage):
                     path.rename(path.with_name(path.name + ".damaged"))
                 else:
                     path.unlink(missing_ok=True)
-        return reported
 
     def _fold_aside(self, wait: bool = False) -> None:
         try:
@@ -292,6 +200,39 @@ class Memo:
         with self._mutex:
             self._seal()
         self._fold_aside(wait=True)
+
+
+class Watch:
+    """Some questions: what was `found` of them, and what any process has been answered since. Safe
+    for threads."""
+
+    def __init__(self, memo: Memo, keys: Iterable[str], not_before: float = 0.0) -> None:
+        self.memo, self._not_before = memo, not_before
+        wanted = list(keys)
+        self.found, self._generation = memo.look_up(wanted, not_before)
+        self._missing = [key for key in wanted if key not in self.found]
+        self._late: dict[str, Stored] = {}
+        self._mutex = threading.Lock()
+
+    def answered(self, key: str) -> Stored | None:
+        """What a look-up of a question that was not found would find now; the database is asked for
+        all of them together, and only when it has changed (`stale`: then this may take a while)."""
+        while True:
+            unfolded = self.memo.unfolded(key)  # before the generation: what is folded now is noticed there
+            if not self.stale():
+                both = (unfolded, self._late.get(key))
+                return max((s for s in both if s and s.created_at >= self._not_before), key=_created_at, default=None)
+            with self._mutex:
+                if self.stale():
+                    self._late, self._generation = self.memo.look_up(self._missing, self._not_before)
+
+    def stale(self) -> bool:
+        """Whether the database has changed since it was last asked."""
+        return self.memo.database.generation() != self._generation
+
+
+def _created_at(stored: Stored) -> float:
+    return stored.created_at
 
 
 _memos: dict[tuple[int, Path], Memo] = {}

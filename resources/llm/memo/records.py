@@ -1,7 +1,8 @@
 """What the memo holds, and the key of a question.
 
-The key is the SHA-256 of canonical JSON of everything that can change the answer. What is absent stays absent, so
-that absent, null and 0 are three different things; timeouts, retries, concurrency and credentials are not in it.
+The key is the SHA-256 of canonical JSON of everything that can change the answer. What is absent
+stays absent, so that absent, null and 0 are three different things; timeouts, retries, concurrency
+and credentials are not in it.
 """
 
 from __future__ import annotations
@@ -11,18 +12,17 @@ import json
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, NamedTuple
 
 from resources.errors import ActError
-from resources.llm.base import LLMRequest, LLMResponse
+from resources.llm.base import LLMRequest, LLMResponse, Usage
 
 KEY_VERSION = 1  # raise it when the same question would be written otherwise; old keys stay what they are
 
-_LARGEST = 2**63 - 1
+LARGEST = 2**63 - 1
 
-_SAMPLING_INTEGERS = ("max_output_tokens", "seed")
-_SAMPLING_NUMBERS = ("temperature", "top_p")
+_SAMPLING_NUMBERS = {"temperature": float, "top_p": float, "max_output_tokens": int, "seed": int}
 
 
 def canonical(value: Any) -> str:
@@ -34,12 +34,9 @@ def question_of(provider: str, base_url: str, request: LLMRequest, fingerprint: 
     """Everything that can change the answer, as canonical JSON. Raises ActError where it is not plain JSON."""
     chosen = request.sampling
     sampling: dict[str, Any] = {}
-    for name in _SAMPLING_NUMBERS:
+    for name, kind in _SAMPLING_NUMBERS.items():
         if (number := getattr(chosen, name)) is not None:
-            sampling[name] = float(number)
-    for name in _SAMPLING_INTEGERS:
-        if (number := getattr(chosen, name)) is not None:
-            sampling[name] = int(number)
+            sampling[name] = kind(number)
     if chosen.stop:
         sampling["stop"] = list(chosen.stop)
     question: dict[str, Any] = {
@@ -110,6 +107,23 @@ class Answer:
     cost_usd: float | None
     created_at: float
 
+    def stored(self) -> Stored:
+        """What a look-up gives of it."""
+        return Stored(*(getattr(self, name) for name in Stored._fields))
+
+
+class Stored(NamedTuple):
+    """What a look-up needs of an answer."""
+
+    key: str
+    text: str
+    reported_model: str
+    prompt_tokens: int
+    output_tokens: int
+    latency_s: float
+    cost_usd: float | None
+    created_at: float
+
     def response(self) -> LLMResponse:
         """The answer as it was given."""
         return LLMResponse(
@@ -119,11 +133,8 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """What one batch of questions came to beside its answers: a row of the ledger.
-
-    Hits with the tokens and dollars they saved; questions without an answer; calls that were charged all the same, or
-    may have been (a timeout, at its estimate), with their tokens and dollars.
-    """
+    """What one batch of questions came to beside its answers: a row of the ledger, of a `Usage`'s
+    counts those that no answer's row says."""
 
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     noted_at: float = field(default_factory=time.time)
@@ -160,7 +171,7 @@ def new_answer(
     asker: Asker,
     cost_usd: float | None,
 ) -> Answer:
-    """The record of an answer that has just come in; `response()` of it is what will be read again."""
+    """The record of an answer that has just come in; `stored()` of it is what will be read again."""
     return Answer(
         id=uuid.uuid4().hex,
         key=key_of(question),
@@ -171,33 +182,36 @@ def new_answer(
         sample_index=request.sample_index,
         role=request.role,
         label=request.label,
-        asset=asker.asset,
-        partition=asker.partition,
-        run=asker.run,
-        budget=asker.budget,
-        text=_storable(response.text),
+        **asdict(asker),
+        text=storable(response.text),
         finish_reason=response.finish_reason,
-        reported_model=_storable(response.model),
-        prompt_tokens=_storable(response.prompt_tokens),
-        output_tokens=_storable(response.output_tokens),
+        reported_model=storable(response.model),
+        prompt_tokens=storable(response.prompt_tokens),
+        output_tokens=storable(response.output_tokens),
         latency_s=round(response.latency_s, 6),
         cost_usd=cost_usd,
         created_at=time.time(),
     )
 
 
-def _storable(value: Any) -> Any:
-    """What the database can hold too: in a text that UTF-8 cannot hold, a question mark for each lone surrogate; of
-    a number of more than 64 bits, the largest."""
+def new_use(provider: str, base_url: str, first: LLMRequest, asker: Asker, usage: Usage) -> Use:
+    """The ledger's row for questions like `first` that came to `usage`."""
+    counts = {name: getattr(usage, name) for name in USE_FIELDS if name in Usage.__dataclass_fields__}
+    return Use(provider=provider, base_url=base_url, model=first.model, role=first.role, **{**asdict(asker), **counts})
+
+
+def storable(value: Any) -> Any:
+    """What the database can hold too: in a text that UTF-8 cannot hold, a question mark for each
+    lone surrogate; of a number of more than 64 bits, the largest."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode("utf-8")
-    return max(-_LARGEST - 1, min(value, _LARGEST)) if isinstance(value, int) else value
+    return max(-LARGEST - 1, min(value, LARGEST)) if isinstance(value, int) else value
 
 
 def to_json(record: Record) -> dict[str, Any]:
     """A record as a JSON object; `kind` tells which."""
     kind = "answer" if isinstance(record, Answer) else "use"
-    return {"kind": kind, **{name: _storable(getattr(record, name)) for name in _FIELDS[kind]}}
+    return {"kind": kind, **{name: storable(getattr(record, name)) for name in _FIELDS[kind]}}
 
 
 def from_json(raw: Mapping[str, Any]) -> Record:
@@ -210,7 +224,9 @@ def from_json(raw: Mapping[str, Any]) -> Record:
     if given.keys() != names:
         raise ValueError(f"missing: {sorted(names - given.keys())}, unknown: {sorted(given.keys() - names)}")
     for f in fields(_CLASSES[kind]):
-        _typed(f.name, given[f.name], str(f.type))
+        value, declared = given[f.name], str(f.type)
+        if not isinstance(value, _TYPES[declared]) or isinstance(value, bool):
+            raise ValueError(f"{f.name} is a {type(value).__name__}, not {declared}")
     return _CLASSES[kind](**given)
 
 
@@ -222,8 +238,3 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "float": (float, int),
     "float | None": (float, int, type(None)),
 }
-
-
-def _typed(name: str, value: Any, declared: str) -> None:
-    if not isinstance(value, _TYPES[declared]) or isinstance(value, bool):
-        raise ValueError(f"{name} is a {type(value).__name__}, not {declared}")

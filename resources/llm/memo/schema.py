@@ -1,8 +1,9 @@
 """The database's tables, as numbered migrations: each adds to what is there, and none deletes a paid answer.
 
-`answers` holds the current answer of every key, `history` those that a later one replaced (asked again in mode
-`refresh`, or paid twice), `uses` the hits and failures. Keys are unique by the way rows are folded in, under a lock;
-an index would cost memory and writing speed, and batched look-ups are as fast without (docs/benchmarks.md).
+`answers` holds the current answer of every key, `history` those that a later one replaced (asked
+again in mode `refresh`, or paid twice), `uses` the hits and failures. Keys are unique by the way
+rows are folded in, under a lock; an index would cost memory and writing speed, and batched look-ups
+are as fast without (docs/benchmarks.md).
 """
 
 from __future__ import annotations
@@ -89,6 +90,7 @@ def _schema(record: type) -> pa.Schema:
 
 ANSWERS = _schema(Answer)
 USES = _schema(Use)
+SCHEMAS = {"answers": ANSWERS, "uses": USES}  # by kind of row
 
 
 def to_arrow(records: Sequence[Record], schema: pa.Schema) -> pa.Table:

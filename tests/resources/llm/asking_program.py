@@ -31,7 +31,7 @@ from resources.llm import openai_chat, pool  # noqa: F401
 from resources.llm.base import ChatMessage, LLMFailure, LLMRequest, LLMResponse, Sampling
 from resources.llm.memo import memo as memo_module
 from resources.llm.rate_limit import Limits
-from resources.llm.retry import Persistence
+from resources.llm.retry import RetrySettings
 from resources.llm.service import CallSettings, Endpoint, open_llm
 
 pa.array([""])  # loads pandas; nothing of all this has to be loaded by the processes
@@ -51,7 +51,7 @@ def ask(order: dict[str, Any], process: int) -> None:
     os.environ["OPENAI_API_KEY"] = order["key"]
     asked = requests(order["questions"])
     limits = Limits(order["max_concurrency"])
-    endpoint = Endpoint("openai", "m", order["base_url"], limits, Persistence(timeout_s=30.0, backoff_s=0.01))
+    endpoint = Endpoint("openai", "m", order["base_url"], limits, RetrySettings(timeout_s=30.0, backoff_s=0.01))
     settings = CallSettings(Path(order["memo"]))
 
     def thread(number: int) -> list[str]:

@@ -1,15 +1,20 @@
-"""The loopback server of tests/loopback.py, and an environment without keys and proxies."""
+"""An environment without keys and proxies, the loopback server, and the memo of a folder."""
 
 from __future__ import annotations
 
 import importlib
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-TESTS = Path(__file__).resolve().parents[2]
+from resources.llm.memo.memo import Memo, close_memos, memo_at
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))  # for the helpers beside the tests: scripted.py
 
 
 @pytest.fixture
@@ -18,5 +23,11 @@ def loopback(monkeypatch: pytest.MonkeyPatch) -> Any:
     for name in os.environ:
         if name.upper().startswith(("GEMINI_", "GOOGLE_", "OPENAI_")) or name.upper().endswith("_PROXY"):
             monkeypatch.delenv(name)
-    monkeypatch.syspath_prepend(str(TESTS))
+    monkeypatch.syspath_prepend(str(HERE.parents[1]))
     return importlib.import_module("loopback")
+
+
+@pytest.fixture
+def memo(tmp_path: Path) -> Iterator[Memo]:
+    yield memo_at(tmp_path / "memo")
+    close_memos()

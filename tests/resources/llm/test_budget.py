@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +14,16 @@ from hypothesis import strategies as st
 
 from resources.errors import ActError
 from resources.llm.budget import Budget, Reservation, estimate_tokens
+
+
+def in_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Lets a coroutine be a test."""
+
+    @functools.wraps(test)
+    def call(*args: Any, **named: Any) -> None:
+        asyncio.run(test(*args, **named))
+
+    return call
 
 
 async def turns(number: int = 5) -> None:
@@ -24,173 +37,122 @@ async def held(budget: Budget, estimate_usd: float | None) -> Reservation:
     return reservation
 
 
-def test_ten_calls_of_ten_cents_fit_into_a_dollar_and_an_eleventh_does_not() -> None:
-    async def main() -> None:
-        budget = Budget(1.0, None)
-        reservations = [await held(budget, 0.1) for _ in range(10)]
-        for reservation in reservations:
-            reservation.settle(0.1)
-        assert budget.spent_usd == pytest.approx(1.0) and budget.calls == 10
-        assert await budget.reserve(0.1) is None
-        assert budget.describe() == "budget of $1.00 reached: $1.00 spent"
-
-    asyncio.run(main())
+@in_a_loop
+async def test_ten_calls_of_ten_cents_fit_into_a_dollar_and_an_eleventh_does_not() -> None:
+    budget = Budget(1.0, None)
+    reservations = [await held(budget, 0.1) for _ in range(10)]
+    for reservation in reservations:
+        reservation.settle(0.1)
+    assert budget.spent_usd == pytest.approx(1.0) and budget.calls == 10
+    assert await budget.reserve(0.1) is None
+    assert budget.describe() == "budget of $1.00 reached: $1.00 spent"
 
 
-def test_rounding_keeps_nobody_out() -> None:
-    async def main() -> None:
-        budget = Budget(0.3, None)
-        for _ in range(3):
-            (await held(budget, 0.1)).settle(0.1)  # comes to 0.30000000000000004
-        assert await budget.reserve(0.000001) is None
-
-    asyncio.run(main())
+@in_a_loop
+async def test_rounding_keeps_nobody_out() -> None:
+    budget = Budget(0.3, None)
+    for _ in range(3):
+        (await held(budget, 0.1)).settle(0.1)  # comes to 0.30000000000000004
+    assert await budget.reserve(0.000001) is None
 
 
-def test_a_call_waits_for_those_in_flight_that_may_come_to_less() -> None:
-    async def main() -> None:
-        budget = Budget(1.0, None)
-        first, second = await held(budget, 0.5), await held(budget, 0.5)
-        third = asyncio.create_task(budget.reserve(0.4))
-        await turns()
-        assert not third.done()
-        first.settle(0.2)
-        await turns()
-        assert not third.done()  # 0.2 spent and 0.5 held: 0.3 left
-        second.settle(0.3)
-        assert await third is not None
-
-    asyncio.run(main())
+@in_a_loop
+async def test_nobody_waits_where_no_refund_could_help() -> None:
+    budget = Budget(1.0, 5, spent_usd=0.7, calls=2)
+    first = await held(budget, 0.1)
+    assert await budget.reserve(0.4) is None  # more than is left with nothing in flight
+    first.refund()
+    assert await budget.reserve(0.31) is None
+    assert await budget.reserve(0.3) is not None
 
 
-def test_a_call_is_refused_once_everything_in_flight_has_settled_for_too_much() -> None:
-    async def main() -> None:
-        budget = Budget(1.0, None)
-        first = await held(budget, 0.9)
-        second = asyncio.create_task(budget.reserve(0.2))
-        await turns()
-        assert not second.done()
-        first.settle(0.9)
-        assert await second is None
-        assert budget.describe() == "budget of $1.00 reached: $0.90 spent"
-        (await held(budget, 0.1)).refund()
-
-    asyncio.run(main())
-
-
-def test_nobody_waits_where_no_refund_could_help() -> None:
-    async def main() -> None:
-        budget = Budget(1.0, 5, spent_usd=0.7, calls=2)
-        first = await held(budget, 0.1)
-        assert await budget.reserve(0.4) is None  # more than is left with nothing in flight
-        first.refund()
-        assert await budget.reserve(0.31) is None
-        assert await budget.reserve(0.3) is not None
-
-    asyncio.run(main())
+@in_a_loop
+async def test_calls_are_counted_when_answered_and_not_when_refused() -> None:
+    budget = Budget(None, 2)
+    first, second = await held(budget, None), await held(budget, 3.0)
+    third = asyncio.create_task(budget.reserve(None))
+    await turns()
+    assert not third.done()
+    first.refund()
+    reservation = await third
+    assert reservation is not None
+    second.settle(7.5)
+    reservation.settle(0.0)
+    assert (budget.calls, budget.spent_usd) == (2, 7.5)
+    assert await budget.reserve(None) is None
+    assert budget.describe() == "budget of 2 calls reached"
 
 
-def test_calls_are_counted_when_answered_and_not_when_refused() -> None:
-    async def main() -> None:
-        budget = Budget(None, 2)
-        first, second = await held(budget, None), await held(budget, 3.0)
-        third = asyncio.create_task(budget.reserve(None))
-        await turns()
-        assert not third.done()
-        first.refund()
-        reservation = await third
-        assert reservation is not None
-        second.settle(7.5)
-        reservation.settle(0.0)
-        assert (budget.calls, budget.spent_usd) == (2, 7.5)
-        assert await budget.reserve(None) is None
-        assert budget.describe() == "budget of 2 calls reached"
-
-    asyncio.run(main())
+@in_a_loop
+async def test_no_bound_allows_everything_and_zero_nothing() -> None:
+    assert await Budget(None, None).reserve(1e9) is not None
+    assert await Budget(0.0, None).reserve(0.001) is None
+    assert await Budget(0.0, None).reserve(0.0) is not None  # the embedded provider costs nothing
+    assert await Budget(None, 0).reserve(None) is None
 
 
-def test_no_bound_allows_everything_and_zero_nothing() -> None:
-    async def main() -> None:
-        assert await Budget(None, None).reserve(1e9) is not None
-        assert await Budget(0.0, None).reserve(0.001) is None
-        assert await Budget(0.0, None).reserve(0.0) is not None  # the embedded provider costs nothing
-        assert await Budget(None, 0).reserve(None) is None
-
-    asyncio.run(main())
-
-
-def test_a_reservation_ends_once() -> None:
-    async def main() -> None:
-        budget = Budget(1.0, 3)
-        first, second = await held(budget, 0.5), await held(budget, 0.5)
-        first.settle(0.25)
-        first.settle(0.25)
-        first.refund()
-        second.refund()
-        second.settle(0.5)
-        assert (budget.spent_usd, budget.calls) == (0.25, 1)
-        assert await budget.reserve(0.75) is not None
-
-    asyncio.run(main())
+@in_a_loop
+async def test_a_reservation_ends_once() -> None:
+    budget = Budget(1.0, 3)
+    first, second = await held(budget, 0.5), await held(budget, 0.5)
+    first.settle(0.25)
+    first.settle(0.25)
+    first.refund()
+    second.refund()
+    second.settle(0.5)
+    assert (budget.spent_usd, budget.calls) == (0.25, 1)
+    assert await budget.reserve(0.75) is not None
 
 
-def test_a_budget_in_dollars_needs_a_price() -> None:
-    async def main() -> None:
-        with pytest.raises(ActError, match="no price is known") as error:
-            await Budget(1.0, None).reserve(None)
-        assert "ACT_PRICES" in error.value.todo and "max_calls" in error.value.todo
-
-    asyncio.run(main())
+@in_a_loop
+async def test_a_budget_in_dollars_needs_a_price() -> None:
+    with pytest.raises(ActError, match="no price is known") as error:
+        await Budget(1.0, None).reserve(None)
+    assert "ACT_PRICES" in error.value.todo and "max_calls" in error.value.todo
 
 
 @pytest.mark.parametrize("amount", [-0.1, math.nan, math.inf])
-def test_amounts_that_are_none_are_refused(amount: float) -> None:
-    async def main() -> None:
-        budget = Budget(1.0, None)
-        with pytest.raises(ValueError, match="cannot be estimated"):
-            await budget.reserve(amount)
-        reservation = await held(budget, 1.0)
-        with pytest.raises(ValueError, match="cannot cost"):
-            reservation.settle(amount)
-        reservation.refund()
-
-    asyncio.run(main())
+@in_a_loop
+async def test_amounts_that_are_none_are_refused(amount: float) -> None:
+    budget = Budget(1.0, None)
+    with pytest.raises(ValueError, match="cannot be estimated"):
+        await budget.reserve(amount)
+    reservation = await held(budget, 1.0)
+    with pytest.raises(ValueError, match="cannot cost"):
+        reservation.settle(amount)
+    reservation.refund()
 
 
-def test_callers_are_served_in_the_order_they_ask() -> None:
-    async def main() -> None:
-        budget = Budget(1.0, None)
-        first = await held(budget, 0.5)
-        large = asyncio.create_task(budget.reserve(0.8))
-        small = asyncio.create_task(budget.reserve(0.1))
-        await turns()
-        assert not large.done() and not small.done()
-        first.refund()
-        assert await large is not None and await small is not None
-
-    asyncio.run(main())
+@in_a_loop
+async def test_callers_are_served_in_the_order_they_ask() -> None:
+    budget = Budget(1.0, None)
+    first = await held(budget, 0.5)
+    large = asyncio.create_task(budget.reserve(0.8))
+    small = asyncio.create_task(budget.reserve(0.1))
+    await turns()
+    assert not large.done() and not small.done()
+    first.refund()
+    assert await large is not None and await small is not None
 
 
-def test_a_cancelled_waiter_holds_nothing_and_nobody_up() -> None:
-    async def main() -> None:
-        budget = Budget(1.0, None)
-        first = await held(budget, 0.5)
-        large = asyncio.create_task(budget.reserve(0.8))
-        small = asyncio.create_task(budget.reserve(0.5))
-        await turns()
-        large.cancel()
-        reservation = await small
-        assert large.cancelled() and reservation is not None
-        reservation.refund()
-        late = asyncio.create_task(budget.reserve(1.0))
-        await turns()
-        first.refund()  # grants it to `late`, which has no turn before it is cancelled
-        late.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await late
-        assert await budget.reserve(1.0) is not None
-
-    asyncio.run(main())
+@in_a_loop
+async def test_a_cancelled_waiter_holds_nothing_and_nobody_up() -> None:
+    budget = Budget(1.0, None)
+    first = await held(budget, 0.5)
+    large = asyncio.create_task(budget.reserve(0.8))
+    small = asyncio.create_task(budget.reserve(0.5))
+    await turns()
+    large.cancel()
+    reservation = await small
+    assert large.cancelled() and reservation is not None
+    reservation.refund()
+    late = asyncio.create_task(budget.reserve(1.0))
+    await turns()
+    first.refund()  # grants it to `late`, which has no turn before it is cancelled
+    late.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await late
+    assert await budget.reserve(1.0) is not None
 
 
 @settings(deadline=None, max_examples=150)
@@ -208,45 +170,43 @@ def test_a_cancelled_waiter_holds_nothing_and_nobody_up() -> None:
     st.none() | st.integers(0, 300),
     st.none() | st.integers(0, 15),
 )
-def test_the_budget_is_never_exceeded_and_what_fits_is_never_refused(
+@in_a_loop
+async def test_the_budget_is_never_exceeded_and_what_fits_is_never_refused(
     plan: list[tuple[int, int, str, int, int]], cents: int | None, max_calls: int | None
 ) -> None:
-    async def main() -> None:
-        cap = math.inf if cents is None else cents / 100
-        budget = Budget(None if cents is None else cap, max_calls)
-        in_flight: dict[int, float] = {}
-        ended = []
+    cap = math.inf if cents is None else cents / 100
+    budget = Budget(None if cents is None else cap, max_calls)
+    in_flight: dict[int, float] = {}
+    ended = []
 
-        async def call(number: int, estimate: float, share: float, outcome: str, takes: int) -> None:
-            reservation = await budget.reserve(estimate)
-            if reservation is None:
-                ended.append(number)
-                left = cap - budget.spent_usd
-                assert left < estimate or (max_calls is not None and budget.calls >= max_calls)
-                return
-            in_flight[number] = estimate
-            assert budget.spent_usd + sum(in_flight.values()) <= cap + 1e-6
-            assert max_calls is None or budget.calls + len(in_flight) <= max_calls
-            await turns(takes)
-            del in_flight[number]
+    async def call(number: int, estimate: float, share: float, outcome: str, takes: int) -> None:
+        reservation = await budget.reserve(estimate)
+        if reservation is None:
             ended.append(number)
-            if outcome == "refund":
-                reservation.refund()
-            else:
-                reservation.settle(estimate * share)
-            assert budget.spent_usd <= cap + 1e-6 and (max_calls is None or budget.calls <= max_calls)
+            left = cap - budget.spent_usd
+            assert left < estimate or (max_calls is not None and budget.calls >= max_calls)
+            return
+        in_flight[number] = estimate
+        assert budget.spent_usd + sum(in_flight.values()) <= cap + 1e-6
+        assert max_calls is None or budget.calls + len(in_flight) <= max_calls
+        await turns(takes)
+        del in_flight[number]
+        ended.append(number)
+        if outcome == "refund":
+            reservation.refund()
+        else:
+            reservation.settle(estimate * share)
+        assert budget.spent_usd <= cap + 1e-6 and (max_calls is None or budget.calls <= max_calls)
 
-        tasks: list[asyncio.Task[None]] = []
-        for number, (estimate, percent, outcome, takes, pause) in enumerate(plan):
-            tasks.append(asyncio.create_task(call(number, estimate / 100, percent / 100, outcome, takes)))
-            await turns(pause)
-            if outcome == "cancel" and number not in in_flight:
-                tasks[-1].cancel()
-        results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
-        assert all(r is None or isinstance(r, asyncio.CancelledError) for r in results), results
-        assert not in_flight and not budget._waiting and budget._held_calls == 0 and budget._held_usd == 0
-
-    asyncio.run(main())
+    tasks: list[asyncio.Task[None]] = []
+    for number, (estimate, percent, outcome, takes, pause) in enumerate(plan):
+        tasks.append(asyncio.create_task(call(number, estimate / 100, percent / 100, outcome, takes)))
+        await turns(pause)
+        if outcome == "cancel" and number not in in_flight:
+            tasks[-1].cancel()
+    results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
+    assert all(r is None or isinstance(r, asyncio.CancelledError) for r in results), results
+    assert not in_flight and not budget._turn.locked() and budget._held_calls == 0 and budget._held_usd == 0
 
 
 @pytest.mark.parametrize(

@@ -1,74 +1,26 @@
-"""Each question is paid once: whoever asks it again, meanwhile or later, gets the same answer from the memo."""
+"""One typed result per request, in order; each question is paid once, whoever asks it again, meanwhile or later."""
 
 from __future__ import annotations
 
-import asyncio
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from scripted import Provider, asking, paid, texts
 
-from resources.llm.base import (
-    ChatMessage,
-    LLMFailure,
-    LLMRequest,
-    LLMResponse,
-    LLMResult,
-    ProviderError,
-    Sampling,
-)
+from resources.llm import client as client_module
+from resources.llm.base import LLMFailure, LLMRequest, LLMResponse, LLMResult, ProviderError, Usage
+from resources.llm.budget import Budget
 from resources.llm.client import LLM, Memory
 from resources.llm.memo.memo import Memo, close_memos, memo_at
-from resources.llm.memo.records import Asker
+from resources.llm.memo.records import Asker, key_of, question_of
 from resources.llm.prices import Price
+from resources.llm.retry import RetrySettings
 
 PRICE = Price(1e6, 2e6)  # a dollar for each prompt token, two for each output token
-
-
-class Provider:
-    """Answers with the question and the number of the call; notes what it is asked, and how much at once."""
-
-    name = "scripted"
-    base_url = "https://scripted.example"
-
-    def __init__(self, latency_s: float = 0.0, rules: str | None = None) -> None:
-        self.latency_s, self.rules = latency_s, rules
-        self.asked: list[str] = []
-        self.now = self.most = 0
-
-    async def complete(self, request: LLMRequest) -> LLMResponse:
-        question = request.messages[0].content
-        self.asked.append(question)
-        number = len(self.asked)
-        self.now += 1
-        self.most = max(self.most, self.now)
-        await asyncio.sleep(self.latency_s)
-        self.now -= 1
-        if question.startswith("refused"):
-            raise ProviderError("rejected", "no", retryable=False)
-        return LLMResponse(f"{question}: {number}", "scripted-001", "stop", 3, 4, 0.5)
-
-    def fingerprint(self, request: LLMRequest) -> str | None:
-        return self.rules
-
-
-def asking(*questions: str, **sampling: float) -> list[LLMRequest]:
-    return [
-        LLMRequest("generator", "model-1", (ChatMessage("user", q),), Sampling(**sampling), f"example {i}")
-        for i, q in enumerate(questions)
-    ]
-
-
-def texts(results: Sequence[LLMResult]) -> list[str]:
-    return [r.text if isinstance(r, LLMResponse) else r.kind for r in results]
-
-
-@pytest.fixture
-def memo(tmp_path: Path) -> Iterator[Memo]:
-    yield memo_at(tmp_path / "memo")
-    close_memos()
 
 
 @pytest.fixture(params=["in this process", "in the next one"])
@@ -83,11 +35,60 @@ def later(request: pytest.FixtureRequest, memo: Memo) -> Callable[[], Memory]:
     return found
 
 
+# --- without a memo ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bound", [1, 3, 8])
+def test_no_more_are_asked_at_once_than_allowed_and_results_come_in_order(bound: int) -> None:
+    provider, seen = Provider(0.003), []
+    questions = [f"{i}" for i in range(24)]
+    llm = LLM(provider, max_concurrency=bound)
+    results = llm.complete_all(asking(*questions), lambda: seen.append(len(provider.asked)))
+    assert [t.partition(":")[0] for t in texts(results)] == questions and provider.most == bound
+    assert len(seen) == 24 and (bound > 1 or seen == list(range(1, 25))), "each is announced as it ends"
+    with pytest.raises(ValueError, match="at least 1"):
+        LLM(provider, max_concurrency=0)
+
+
+def test_failures_are_typed_in_their_place_and_counted_with_the_rest() -> None:
+    provider = Provider(
+        b=[ProviderError("blocked", "no answer", retryable=True)], blank=["\n\t "], bug=[KeyError("choices")]
+    )
+    llm = LLM(provider, retry=RetrySettings(attempts=1))
+    assert llm.complete_all([]) == [] and llm.usage == Usage()
+    results = llm.complete_all(asking("a", "b", "blank", "a"))
+    assert results[1] == LLMFailure("blocked", "no answer", True, "example 1")
+    assert results[2] == LLMFailure("empty", "the provider returned no text", True, "example 2")
+    assert len(set(texts(results))) == 4, "without a memo everything is asked"
+    used = replace(llm.usage, samples=())
+    lost = {"lost_calls": 1, "lost_prompt_tokens": 3, "lost_output_tokens": 4}  # of the blank answer
+    assert used == Usage(calls=4, failures=2, prompt_tokens=9, output_tokens=12, **lost)
+    llm.complete_all(asking("a"))
+    assert replace(llm.usage, samples=()) == used + Usage(calls=1, prompt_tokens=3, output_tokens=4)
+    with pytest.raises(KeyError, match="choices"):
+        llm.complete_all(asking("a", "bug"))
+
+
+def test_latency_is_the_providers_own_or_measured() -> None:
+    class Silent(Provider):
+        async def complete(self, request: LLMRequest) -> LLMResponse:
+            return replace(await super().complete(request), latency_s=0.0)
+
+    (own,), (measured,) = (LLM(p).complete_all(asking("a")) for p in (Provider(), Silent(0.01)))
+    assert isinstance(own, LLMResponse) and own.latency_s == 0.5
+    assert isinstance(measured, LLMResponse) and 0 < measured.latency_s < 5
+    assert replace(measured, latency_s=0.5) == own, "nothing is lost by measuring"
+
+
+# --- with a memo -------------------------------------------------------------------------------------------------
+
+
 def test_a_second_run_asks_nothing_and_gets_the_same(memo: Memo, later: Callable[[], Memory]) -> None:
     provider = Provider()
     first = LLM(provider, memory=Memory(memo), price=PRICE)
-    results = first.complete_all(asking("a", "b", "a", "refused"))
-    assert texts(results) == ["a: 1", "b: 2", "a: 1", "rejected"]
+    announced: list[int] = []
+    results = first.complete_all(asking("a", "b", "a", "refused"), lambda: announced.append(1))
+    assert texts(results) == ["a: 1", "b: 2", "a: 1", "rejected"] and len(announced) == 4
     assert [r.label for r in results if isinstance(r, LLMFailure)] == ["example 3"]
     used = first.usage
     assert (used.calls, used.hits, used.failures, used.retries) == (3, 1, 1, 0)
@@ -111,20 +112,15 @@ def test_hits_and_failures_are_in_the_ledger_with_who_asked(memo: Memo) -> None:
     close_memos()
     database = memo_at(memo.folder).database
     columns = "provider, base_url, model, role, asset, partition, run, budget"
-    assert database.query(
-        f"SELECT {columns}, hits, saved_prompt_tokens, saved_output_tokens, saved_usd, failures FROM uses ORDER BY hits"
-    ) == [
-        (
-            *("scripted", "https://scripted.example", "model-1", "generator"),
-            *("pairs", "pacific/50", "run-1", "budget-1", hits, 3 * hits, 4 * hits, 11.0 * hits, failures),
-        )
-        for hits, failures in ((0, 2), (1, 0), (2, 0))
+    who = ("scripted", "https://scripted.example", "model-1", "generator", "pairs", "pacific/50", "run-1", "budget-1")
+    counts = "hits, saved_prompt_tokens, saved_output_tokens, saved_usd, failures"
+    assert database.query(f"SELECT {columns}, {counts} FROM uses ORDER BY hits") == [
+        (*who, hits, 3 * hits, 4 * hits, 11.0 * hits, failures) for hits, failures in ((0, 2), (1, 0), (2, 0))
     ]
-    answers = database.query(f"SELECT {columns}, label, text, cost_usd FROM answers ORDER BY text")
-    assert [row[-3:] for row in answers] == [("example 0", "a: 1", 11.0), ("example 2", "b: 1", 11.0)]
-    assert {row[:8] for row in answers} == {
-        ("scripted", "https://scripted.example", "model-1", "generator", "pairs", "pacific/50", "run-1", "budget-1")
-    }
+    assert database.query(f"SELECT {columns}, label, text, cost_usd FROM answers ORDER BY text") == [
+        (*who, "example 0", "a: 1", 11.0),
+        (*who, "example 2", "b: 1", 11.0),
+    ]
     assert memo_at(memo.folder).spent("budget-1") == (22.0, 2)
 
 
@@ -139,32 +135,16 @@ def test_the_first_to_ask_gets_the_answer_as_it_is_kept(memo: Memo, later: Calla
     assert first == [again]
 
 
-def test_without_a_memo_everything_is_asked(tmp_path: Path) -> None:
-    provider = Provider()
-    llm = LLM(provider)
-    assert len(set(texts(llm.complete_all(asking("a", "a", "b"))))) == 3
-    assert llm.complete_all([]) == [] and (llm.usage.calls, llm.usage.hits) == (3, 0)
-
-
-def test_results_come_in_order_and_each_is_announced(memo: Memo) -> None:
-    announced: list[int] = []
-    llm = LLM(Provider(), memory=Memory(memo))
-    llm.complete_all(asking("b"))
-    results = llm.complete_all(asking("a", "refused", "b", "a"), on_done=lambda: announced.append(1))
-    assert [t[0] for t in texts(results)] == ["a", "r", "b", "a"] and len(announced) == 4
-
-
-@pytest.mark.parametrize("mode", ["normal", "offline"])
+@pytest.mark.parametrize("offline", [False, True])
 def test_five_samples_are_five_answers_and_come_back_as_the_same_five(
-    memo: Memo, later: Callable[[], Memory], mode: str
+    memo: Memo, later: Callable[[], Memory], offline: bool
 ) -> None:
     provider = Provider()
     [question] = asking("a", temperature=1.0)
     samples = [replace(question, sample_index=i) for i in range(5)]
     first = LLM(provider, memory=Memory(memo)).complete_all(samples)
-    assert len(set(texts(first))) == 5 and len(provider.asked) == 5
-    memory = replace(later(), offline=mode == "offline")
-    assert LLM(provider, memory=memory).complete_all(samples[::-1]) == first[::-1]
+    assert len(set(texts(first))) == 5
+    assert LLM(provider, memory=replace(later(), offline=offline)).complete_all(samples[::-1]) == first[::-1]
     assert len(provider.asked) == 5
     close_memos()
     rows = memo_at(memo.folder).database.query("SELECT sample_index, text FROM answers ORDER BY sample_index")
@@ -200,7 +180,6 @@ def test_refreshing_asks_what_is_older_once_more_and_keeps_what_was_there(
         assert texts(refreshing.complete_all(asking("a", "b"))) == ["a: 3", "b: 2"]
         assert (refreshing.usage.calls, refreshing.usage.hits) == (calls, hits)
     assert texts(LLM(provider, memory=later()).complete_all(asking("a", "b"))) == ["a: 3", "b: 2"]
-    assert provider.asked == ["a", "b", "a"]
     close_memos()
     database = memo_at(memo.folder).database
     assert database.query("SELECT text FROM answers ORDER BY text") == [("a: 3",), ("b: 2",)]
@@ -215,3 +194,103 @@ def test_what_else_an_answer_depends_on_is_part_of_the_question(memo: Memo) -> N
     assert results[0] == results[4] and results[1] == results[3]
     close_memos()
     assert memo_at(memo.folder).database.query("SELECT count(*) FROM answers") == [(6,)]
+
+
+# --- the same question at the same time --------------------------------------------------------------------------
+
+
+class SlowlyCounted(LLM):
+    """Another thread may come between the reading and the writing of what has been used so far."""
+
+    @property
+    def usage(self) -> Usage:
+        used = self._used
+        time.sleep(0.005)
+        return used
+
+    @usage.setter
+    def usage(self, used: Usage) -> None:
+        self._used = used
+
+
+def test_eight_threads_ask_each_question_once(memo: Memo) -> None:
+    provider = Provider(latency_s=0.005)
+    shared = SlowlyCounted(provider, memory=Memory(memo), price=PRICE, max_concurrency=4)
+    questions = [f"question {i}" for i in range(40)]
+    start = threading.Barrier(8)
+
+    def work(number: int) -> list[LLMResult]:
+        llm = shared if number % 2 else LLM(provider, memory=Memory(memo), price=PRICE)
+        turned = questions[number * 5 :] + questions[: number * 5]
+        start.wait()
+        results = dict(zip(turned, llm.complete_all(asking(*turned)), strict=True))
+        if not number % 2:
+            usages.append(llm.usage)
+        return [results[q] for q in questions]
+
+    usages = [shared.usage]
+    with ThreadPoolExecutor(8) as threads:
+        results = list(threads.map(work, range(8)))
+    assert sorted(provider.asked) == sorted(questions)
+    assert all(r == results[0] for r in results)
+    assert [text.partition(":")[0] for text in texts(results[0])] == questions
+    usages.append(shared.usage)
+    assert sum(u.calls for u in usages) == 40 and sum(u.hits for u in usages) == 7 * 40
+    assert sum(u.cost_usd for u in usages) == 40 * 11 and sum(u.saved_usd for u in usages) == 7 * 40 * 11
+    assert sum(u.failures + u.retries for u in usages) == 0
+    assert client_module._under_way == {}
+
+
+def test_no_more_is_under_way_or_locked_than_allowed(memo: Memo, monkeypatch: pytest.MonkeyPatch) -> None:
+    provider = Provider(latency_s=0.002)
+    acquire, release, held, most = memo.key_locks.acquire, memo.key_locks.release, set(), []
+
+    def acquired(key: str) -> bool:
+        held.add(key)
+        most.append(len(held))
+        return acquire(key)
+
+    def released(key: str) -> None:
+        held.remove(key)
+        release(key)
+
+    monkeypatch.setattr(memo.key_locks, "acquire", acquired)
+    monkeypatch.setattr(memo.key_locks, "release", released)
+    LLM(provider, memory=Memory(memo), max_concurrency=3).complete_all(asking(*map(str, range(30))))
+    assert provider.most == 3 and max(most) == 3 and not held
+
+
+def test_what_another_process_is_answered_meanwhile_is_not_asked(memo: Memo) -> None:
+    other = Memo(memo.folder)
+
+    class Slow(Provider):
+        async def complete(self, request: LLMRequest) -> LLMResponse:
+            if not self.asked:
+                [later] = asking("b")
+                question = question_of(self.name, self.base_url, later)
+                other.append([paid("b", "theirs", 1e9, 7.0, key=key_of(question), question=question)])
+            return await super().complete(request)
+
+    provider = Slow()
+    llm = LLM(provider, memory=Memory(memo), max_concurrency=1, price=PRICE)
+    assert texts(llm.complete_all(asking("a", "b", "b"))) == ["a: 1", "theirs", "theirs"]
+    assert provider.asked == ["a"] and (llm.usage.calls, llm.usage.hits, llm.usage.saved_usd) == (1, 2, 14.0)
+
+
+def test_everybody_who_shares_a_failure_is_told_of_their_own_example(memo: Memo) -> None:
+    llm = LLM(Provider(), memory=Memory(memo))
+    results = llm.complete_all(asking("refused", "refused", "refused"))
+    assert [r.label for r in results if isinstance(r, LLMFailure)] == ["example 0", "example 1", "example 2"]
+    assert (llm.usage.calls, llm.usage.failures) == (1, 3)
+
+
+def test_a_question_that_another_may_not_ask_is_asked_by_who_may(memo: Memo) -> None:
+    provider = Provider(latency_s=0.1)
+    poor = LLM(provider, memory=Memory(memo), budget=Budget(None, 1))
+    rich = LLM(provider, memory=Memory(memo))
+    with ThreadPoolExecutor(1) as thread:
+        first = thread.submit(poor.complete_all, asking("a", "b"))
+        while not provider.asked:  # "b" now waits for what "a" will cost
+            time.sleep(0.001)
+        second = rich.complete_all(asking("b"))
+    assert texts(first.result()) == ["a: 1", "budget"] and texts(second) == ["b: 2"]

@@ -9,95 +9,46 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from scripted import Provider, asking, texts
 
 from resources.errors import ActError
 from resources.llm import client as client_module
-from resources.llm.base import (
-    ChatMessage,
-    FailureKind,
-    LLMFailure,
-    LLMRequest,
-    LLMResponse,
-    LLMResult,
-    ProviderError,
-    Sampling,
-)
+from resources.llm.base import FailureKind, LLMFailure, LLMResponse, ProviderError
 from resources.llm.budget import Budget
 from resources.llm.client import LLM, Memory
 from resources.llm.memo.memo import Memo, close_memos, memo_at
 from resources.llm.memo.records import key_of, question_of
 from resources.llm.prices import Price
-from resources.llm.retry import Persistence
+from resources.llm.retry import RetrySettings
 
-PRICE = Price(1e6, 1e6)  # a dollar for each token
-QUICK = Persistence(timeout_s=5.0, attempts=3, patience_s=5.0, backoff_s=0.001)
-Step = str | Exception | Callable[[], Awaitable[str]]
-
-
-class Provider:
-    """For each question a list of what comes of it, one after the other; the last one stays."""
-
-    name = "scripted"
-    base_url = "https://scripted.example"
-
-    def __init__(self, **steps: list[Step]) -> None:
-        self.steps = steps
-        self.asked: list[str] = []
-
-    async def complete(self, request: LLMRequest) -> LLMResponse:
-        question = request.messages[0].content
-        steps = self.steps.get(question, [f"answer to {question}"])
-        step = steps[min(self.asked.count(question), len(steps) - 1)]
-        self.asked.append(question)
-        if isinstance(step, Exception):
-            raise step
-        text = step if isinstance(step, str) else await step()
-        return LLMResponse(text, "scripted-001", "stop", 1, 2)
-
-    def fingerprint(self, request: LLMRequest) -> None:
-        return None
+PRICE = Price(1e6, 1e6)  # a dollar for each token, 7 for a call
+QUICK = RetrySettings(timeout_s=5.0, attempts=3, patience_s=5.0, backoff_s=0.001)
 
 
 def fails(kind: FailureKind, *, retryable: bool = False, wait: float | None = None, lost: int = 0) -> ProviderError:
     return ProviderError(kind, f"said {kind}", retryable=retryable, retry_after_s=wait, output_tokens=lost)
 
 
-def asking(*questions: str) -> list[LLMRequest]:
-    return [
-        LLMRequest("generator", "m", (ChatMessage("user", q),), Sampling(max_output_tokens=2), q) for q in questions
-    ]
-
-
-def outcomes(results: Sequence[LLMResult]) -> list[str]:
-    return [r.text if isinstance(r, LLMResponse) else r.kind for r in results]
-
-
-@pytest.fixture
-def memo(tmp_path: Path) -> Iterator[Memo]:
-    yield memo_at(tmp_path / "memo")
-    close_memos()
-
-
 def test_failures_are_not_kept_and_only_they_are_asked_again(memo: Memo) -> None:
     kinds: tuple[FailureKind, ...] = ("unavailable", "blocked", "empty", "truncated", "rejected", "timeout")
     provider = Provider(**{kind: [fails(kind), "late"] for kind in kinds}, blank=[" \n", "text"])
     questions = ["a", *kinds, "blank", "b"]
-    first = LLM(provider, memory=Memory(memo), persistence=QUICK)
+    first = LLM(provider, memory=Memory(memo), retry=QUICK)
     results = first.complete_all(asking(*questions))
-    assert outcomes(results) == ["answer to a", *kinds, "empty", "answer to b"]
+    assert texts(results) == ["a: 1", *kinds, "empty", "b: 9"]
     failed = [r for r in results if isinstance(r, LLMFailure)]
-    assert [f.label for f in failed] == [*kinds, "blank"] and failed[1].message == "said blocked"
+    assert [f.label for f in failed] == [f"example {i}" for i in range(1, 8)] and failed[1].message == "said blocked"
     close_memos()
     assert memo_at(memo.folder).database.query("SELECT count(*) FROM answers") == [(2,)]
     provider.asked.clear()
     provider.steps = {kind: ["late"] for kind in (*kinds, "blank")}
     for asked in ([*kinds, "blank"], []):
-        again = LLM(provider, memory=Memory(memo_at(memo.folder)), persistence=QUICK)
-        assert outcomes(again.complete_all(asking(*questions))) == ["answer to a", *["late"] * 7, "answer to b"]
+        again = LLM(provider, memory=Memory(memo_at(memo.folder)), retry=QUICK)
+        assert texts(again.complete_all(asking(*questions))) == ["a: 1", *["late"] * 7, "b: 9"]
         assert sorted(provider.asked) == sorted(asked) and again.usage.calls == len(asked)
         provider.asked.clear()
 
@@ -105,11 +56,11 @@ def test_failures_are_not_kept_and_only_they_are_asked_again(memo: Memo) -> None
 @pytest.mark.parametrize("kind", ["unavailable", "timeout"])
 def test_what_may_pass_is_tried_again_a_bounded_number_of_times(memo: Memo, kind: FailureKind) -> None:
     provider = Provider(a=[fails(kind, retryable=True)], b=[*[fails(kind, retryable=True)] * 2, "at last"])
-    llm = LLM(provider, memory=Memory(memo), persistence=QUICK)
+    llm = LLM(provider, memory=Memory(memo), retry=QUICK)
     failed, answered = llm.complete_all(asking("a", "b"))
     assert isinstance(failed, LLMFailure) and failed.kind == kind and failed.retryable
     assert failed.message == f"said {kind} (3 attempts)"
-    assert outcomes([answered]) == ["at last"]
+    assert texts([answered]) == ["at last"]
     assert provider.asked.count("a") == provider.asked.count("b") == 3
     assert (llm.usage.calls, llm.usage.retries, llm.usage.failures) == (2, 4, 1)
 
@@ -118,7 +69,7 @@ def test_what_may_pass_is_tried_again_a_bounded_number_of_times(memo: Memo, kind
 @pytest.mark.parametrize("retryable", [True, False])
 def test_what_will_not_change_is_tried_once(memo: Memo, kind: FailureKind, retryable: bool) -> None:
     provider = Provider(a=[fails(kind, retryable=retryable, lost=7), "never"])
-    llm = LLM(provider, memory=Memory(memo), persistence=QUICK, price=PRICE)
+    llm = LLM(provider, memory=Memory(memo), retry=QUICK, price=PRICE)
     [failed] = llm.complete_all(asking("a"))
     assert isinstance(failed, LLMFailure) and (failed.kind, failed.retryable) == (kind, retryable)
     assert provider.asked == ["a"] and (llm.usage.calls, llm.usage.retries) == (1, 0)
@@ -128,30 +79,30 @@ def test_what_will_not_change_is_tried_once(memo: Memo, kind: FailureKind, retry
 
 def test_unavailable_is_not_tried_again_where_the_provider_says_so(memo: Memo) -> None:
     provider = Provider(a=[fails("unavailable", retryable=False), "never"])
-    assert outcomes(LLM(provider, persistence=QUICK).complete_all(asking("a"))) == ["unavailable"]
+    assert texts(LLM(provider, retry=QUICK).complete_all(asking("a"))) == ["unavailable"]
     assert provider.asked == ["a"]
 
 
 def test_a_provider_that_says_429_uses_up_no_attempts(memo: Memo) -> None:
     busy = fails("rate_limited", retryable=True, wait=0.01)
     provider = Provider(a=[*[busy] * 6, fails("unavailable", retryable=True), busy, "at last"])
-    once = Persistence(attempts=2, patience_s=5.0, backoff_s=0.001)
-    llm = LLM(provider, memory=Memory(memo), persistence=once)
-    assert outcomes(llm.complete_all(asking("a"))) == ["at last"]
+    once = RetrySettings(attempts=2, patience_s=5.0, backoff_s=0.001)
+    llm = LLM(provider, memory=Memory(memo), retry=once)
+    assert texts(llm.complete_all(asking("a"))) == ["at last"]
     assert (llm.usage.calls, llm.usage.retries) == (1, 8)
 
 
 def test_patience_with_429s_is_bounded(memo: Memo) -> None:
     provider = Provider(a=[fails("rate_limited", retryable=True, wait=0.05)])
     started = time.monotonic()
-    [failed] = LLM(provider, persistence=Persistence(patience_s=0.2)).complete_all(asking("a"))
+    [failed] = LLM(provider, retry=RetrySettings(patience_s=0.2)).complete_all(asking("a"))
     assert isinstance(failed, LLMFailure) and failed.kind == "rate_limited" and failed.retryable
     assert "waited" in failed.message and 2 <= len(provider.asked) <= 5 and time.monotonic() - started < 3
     provider = Provider(a=[fails("rate_limited", retryable=True, wait=1000.0)])
-    [failed] = LLM(provider, persistence=Persistence(patience_s=900.0)).complete_all(asking("a"))
+    [failed] = LLM(provider, retry=RetrySettings(patience_s=900.0)).complete_all(asking("a"))
     assert isinstance(failed, LLMFailure) and "told to wait 1000 s" in failed.message and provider.asked == ["a"]
     provider = Provider(a=[fails("rate_limited", retryable=False)])
-    assert outcomes(LLM(provider, persistence=QUICK).complete_all(asking("a"))) == ["rate_limited"]
+    assert texts(LLM(provider, retry=QUICK).complete_all(asking("a"))) == ["rate_limited"]
     assert provider.asked == ["a"]
 
 
@@ -161,33 +112,33 @@ def test_a_provider_that_hangs_is_given_up(memo: Memo) -> None:
         return "too late"
 
     provider = Provider(a=[hang], b=[hang, "in time"])
-    limited = Persistence(timeout_s=0.05, attempts=2, backoff_s=0.001)
-    llm = LLM(provider, memory=Memory(memo), persistence=limited)
+    limited = RetrySettings(timeout_s=0.05, attempts=2, backoff_s=0.001)
+    llm = LLM(provider, memory=Memory(memo), retry=limited)
     started = time.monotonic()
     failed, answered = llm.complete_all(asking("a", "b"))
     assert time.monotonic() - started < 5
     assert isinstance(failed, LLMFailure) and failed.kind == "timeout" and failed.retryable
-    assert failed.message == "no answer within 0.05 s (2 attempts)" and outcomes([answered]) == ["in time"]
+    assert failed.message == "no answer within 0.05 s (2 attempts)" and texts([answered]) == ["in time"]
 
 
 # --- budgets ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bounds", [(None, 3), (12.0, None)], ids=["calls", "dollars"])
+@pytest.mark.parametrize("bounds", [(None, 3), (28.0, None)], ids=["calls", "dollars"])
 def test_a_budget_stops_the_run_and_keeps_what_was_paid(memo: Memo, bounds: tuple[float | None, int | None]) -> None:
     provider, budget = Provider(), Budget(*bounds)
     questions = [f"question number {i}" for i in range(10)]
     llm = LLM(provider, memory=Memory(memo), budget=budget, price=PRICE, max_concurrency=4)
-    results = llm.complete_all(asking(*questions))
+    results = llm.complete_all(asking(*questions, max_output_tokens=2))
     answered = [r for r in results if isinstance(r, LLMResponse)]
     failed = [r for r in results if isinstance(r, LLMFailure)]
     assert len(provider.asked) == len(answered) == llm.usage.calls and 1 <= len(answered) <= 3
     assert {f.kind for f in failed} == {"budget"} and not any(f.retryable for f in failed)
     assert all("reached" in f.message for f in failed) and llm.usage.failures == len(failed)
-    assert memo.spent("") == (3.0 * len(answered), len(answered)) and 3.0 * len(answered) <= 12.0
+    assert memo.spent("") == (7.0 * len(answered), len(answered))
     provider.asked.clear()
     again = LLM(provider, memory=Memory(memo))
-    assert len(outcomes(again.complete_all(asking(*questions)))) == 10
+    assert len(again.complete_all(asking(*questions, max_output_tokens=2))) == 10
     assert len(provider.asked) == 10 - len(answered) and again.usage.hits == len(answered)
 
 
@@ -197,8 +148,8 @@ def test_a_budget_stops_the_run_and_keeps_what_was_paid(memo: Memo, bounds: tupl
 def can_be_asked_elsewhere(folder: Path, *questions: str) -> list[bool]:
     """Whether another process may ask these now."""
     keys = [key_of(question_of(Provider.name, Provider.base_url, r)) for r in asking(*questions)]
-    program = """import sys; from pathlib import Path; from resources.llm.memo.key_locks import Flights
-flights = Flights(Path(sys.argv[1])); print([flights.begin(key) for key in sys.argv[2:]])"""
+    program = """import sys; from pathlib import Path; from resources.llm.memo.key_locks import KeyLocks
+flights = KeyLocks(Path(sys.argv[1])); print([flights.acquire(key) for key in sys.argv[2:]])"""
     command = [sys.executable, "-c", program, str(folder / "flights.lock"), *keys]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return [word == "True" for word in said.strip("[]\n").split(", ")]
@@ -211,13 +162,13 @@ def test_a_bug_in_a_provider_comes_out_and_leaves_nothing_locked(memo: Memo) -> 
 
     locked: list[bool] = []
     provider = Provider(a=[seen_elsewhere, "now it works"])
-    llm = LLM(provider, memory=Memory(memo), persistence=QUICK, max_concurrency=1)
+    llm = LLM(provider, memory=Memory(memo), retry=QUICK, max_concurrency=1)
     with pytest.raises(ZeroDivisionError, match="a bug"):
         llm.complete_all(asking("a", "b", "a"))
     assert locked == [False, True]  # asked by this process at that moment
-    assert client_module._flights == {} and memo._open == {}
+    assert client_module._under_way == {}
     assert can_be_asked_elsewhere(memo.folder, "a", "b") == [True, True]
-    assert outcomes(llm.complete_all(asking("a", "b"))) == ["now it works", "answer to b"]
+    assert texts(llm.complete_all(asking("a", "b")))[0] == "now it works"
 
 
 def test_a_bug_ends_the_batch_at_once(memo: Memo) -> None:
@@ -228,7 +179,7 @@ def test_a_bug_ends_the_batch_at_once(memo: Memo) -> None:
     provider = Provider(slow=[slow], bug=[ZeroDivisionError("a bug")])
     with pytest.raises(ZeroDivisionError, match="a bug"):
         LLM(provider, memory=Memory(memo)).complete_all(asking("slow", "bug", "slow"))
-    assert client_module._flights == {} and memo._open == {}
+    assert client_module._under_way == {}
 
 
 def test_an_answer_that_cannot_be_kept_is_an_error(memo: Memo, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,8 +193,8 @@ def test_an_answer_that_cannot_be_kept_is_an_error(memo: Memo, monkeypatch: pyte
         with pytest.raises(ActError, match="No space left on device") as caught:
             llm.complete_all(asking("a", "b"))
         assert "free disk space" in str(caught.value)
-    assert client_module._flights == {} and can_be_asked_elsewhere(memo.folder, "a") == [True]
-    assert outcomes(llm.complete_all(asking("a", "b"))) == ["answer to a", "answer to b"]
+    assert client_module._under_way == {} and can_be_asked_elsewhere(memo.folder, "a") == [True]
+    assert texts(llm.complete_all(asking("a", "b"))) == ["a: 3", "b: 4"]
 
 
 @pytest.fixture
@@ -277,9 +228,9 @@ def test_an_interrupt_keeps_what_is_under_way_and_sends_nothing_more(
     with pytest.raises(KeyboardInterrupt):
         llm.complete_all(asking(*questions))
     assert time.monotonic() - started < 5 and len(provider.asked) == under_way
-    assert llm.usage.calls == under_way and llm.line.pacer.in_flight == 0
-    assert client_module._flights == {} and memo._open == {}
+    assert llm.usage.calls == under_way and llm.sender.limiter.in_flight == 0
+    assert client_module._under_way == {}
     paid = set(provider.asked)
     provider.asked.clear()
-    assert outcomes(llm.complete_all(asking(*questions))) == ["paid"] * 40
+    assert texts(llm.complete_all(asking(*questions))) == ["paid"] * 40
     assert set(provider.asked) == set(questions) - paid

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from resources.errors import ActError
-from resources.llm.keys import GEMINI_KEYS, OPENAI_KEYS, clean_base_url, keys_of, redact
+from resources.llm.keys import GEMINI_KEYS, OPENAI_KEYS, api_keys, clean_base_url, redact
 
 
 @pytest.fixture(autouse=True)
@@ -18,12 +18,12 @@ def test_keys_keep_their_order_and_come_once(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("GEMINI_API_KEY", " first ")
     monkeypatch.setenv("GEMINI_API_KEYS", "second, third\nfirst,,\tfourth")
     monkeypatch.setenv("GOOGLE_API_KEY", "third")
-    assert keys_of(*GEMINI_KEYS) == ("first", "second", "third", "fourth")
+    assert api_keys(*GEMINI_KEYS) == ("first", "second", "third", "fourth")
 
 
 def test_no_variable_means_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEYS", " ,\n")
-    assert keys_of(*OPENAI_KEYS) == ()
+    assert api_keys(*OPENAI_KEYS) == ()
 
 
 @pytest.mark.parametrize("name", [*GEMINI_KEYS, *OPENAI_KEYS, "HF_TOKEN"])

@@ -99,7 +99,7 @@ def test_eight_processes_of_eight_threads_pay_each_question_once(
 def sound(folder: Path, number: int) -> tuple[Any, ...]:
     """Rows, different keys and rows of the history of a memo that holds the answers to all the questions."""
     memo = Memo(folder)
-    keys = keys_of(f"http://127.0.0.1:{port_of(memo)}/v1", number)
+    keys = question_keys(f"http://127.0.0.1:{port_of(memo)}/v1", number)
     assert memo.look_up(keys).answers.keys() == set(keys)
     verdict = verify(folder)
     assert not verdict.problems, verdict.problems
@@ -113,7 +113,7 @@ def port_of(memo: Memo) -> int:
     return int(base_url.rpartition(":")[2].partition("/")[0])
 
 
-def keys_of(base_url: str, number: int) -> list[str]:
+def question_keys(base_url: str, number: int) -> list[str]:
     """The keys of the questions, in their order."""
     asked = [LLMRequest("any", "m", (ChatMessage("user", f"question {i}"),), Sampling(), "any") for i in range(number)]
     return [key_of(question_of("openai", base_url, request)) for request in asked]
@@ -138,25 +138,32 @@ class Durable:
         return found
 
 
-QUESTIONS, AT_ONCE, KILLS = 2000, 16, 50
+AT_ONCE = 16
 
 
-def test_a_process_killed_fifty_times_pays_twice_only_for_what_was_on_its_way(
-    loopback: Any, askers: Askers, tmp_path: Path
+@pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.slow)])
+def test_a_process_killed_again_and_again_pays_twice_only_for_what_was_on_its_way(
+    loopback: Any, askers: Askers, tmp_path: Path, kills: int
 ) -> None:
+    number = 200 + 36 * kills
     rng = random.Random(20)
     memo, results = tmp_path / "memo", tmp_path / "results"
     results.mkdir()
     with loopback.Loopback(loopback.always(latency_s=0.008)) as server:
-        order = {"memo": str(memo), "base_url": f"{server.url}/v1", "results": str(results), "questions": QUESTIONS}
+        order = {
+            "memo": str(memo),
+            "base_url": f"{server.url}/v1",
+            "results": str(results),
+            "questions": number,
+        }
         order |= {"max_concurrency": AT_ONCE, "fold_records": 100}
-        durable = Durable(memo, {key: i for i, key in enumerate(keys_of(f"{server.url}/v1", QUESTIONS))})
+        durable = Durable(memo, {key: i for i, key in enumerate(question_keys(f"{server.url}/v1", number))})
         known: set[int] = set()
         wasted = 0
-        for number in range(KILLS):
+        for round_ in range(kills):
             before = len(server.calls)
-            [pid] = askers.start(**order, key=f"key-{number}", seed=number)
-            calls, seconds = (before + rng.randrange(75), 30.0) if number % 5 else (before + 45, rng.random() * 0.3)
+            [pid] = askers.start(**order, key=f"key-{round_}", seed=round_)
+            calls, seconds = (before + rng.randrange(75), 30.0) if round_ % 5 else (before + 45, rng.random() * 0.3)
             deadline = time.monotonic() + seconds  # at times while it still starts, or folds
             while len(server.calls) < calls and time.monotonic() < deadline:
                 time.sleep(0.001)
@@ -165,7 +172,7 @@ def test_a_process_killed_fifty_times_pays_twice_only_for_what_was_on_its_way(
                 os.kill(pid, 9)
             assert askers.ended() == [-9], "it was to be killed while it worked"
             now = durable.questions()
-            asked = asked_with(server, f"key-{number}")
+            asked = asked_with(server, f"key-{round_}")
             assert known <= now, "an answer that was on disk is gone"
             assert not known & asked.keys(), "an answer that was on disk was asked for again"
             assert max(asked.values(), default=1) == 1, "asked twice by one process"
@@ -173,15 +180,15 @@ def test_a_process_killed_fifty_times_pays_twice_only_for_what_was_on_its_way(
             assert len(asked.keys() - now) <= AT_ONCE, "more was lost than was on its way"
             wasted += len(asked.keys() - now)
             known = now
-        assert 200 < len(known) < QUESTIONS
+        assert 4 * kills < len(known) < number
         askers.start(**order, key="last-key")
         assert askers.ended() == [0]
         last = asked_with(server, "last-key")
-        assert last.keys() == set(range(QUESTIONS)) - known and max(last.values()) == 1
-        assert len(server.calls) == QUESTIONS + wasted
+        assert last.keys() == set(range(number)) - known and max(last.values()) == 1
+        assert len(server.calls) == number + wasted
         [answered] = json.loads((results / "0.json").read_text())
-        assert answered == right_answers(loopback, QUESTIONS)
-    assert sound(memo, QUESTIONS) == (QUESTIONS, QUESTIONS, 0)
+        assert answered == right_answers(loopback, number)
+    assert sound(memo, number) == (number, number, 0)
 
 
 def asked_with(server: Any, key: str) -> Counter[int]:

@@ -32,16 +32,8 @@ def row(**changes: object) -> str:
     [
         ("gemini-2.5-pro", 1.25, 10.0),
         ("gemini-2.5-flash", 0.3, 2.5),
-        ("gemini-2.5-flash-lite", 0.1, 0.4),
-        ("gemini-2.0-flash", 0.1, 0.4),
         ("gpt-4o", 2.5, 10.0),
-        ("gpt-4o-mini", 0.15, 0.6),
-        ("gpt-4.1", 2.0, 8.0),
-        ("gpt-4.1-mini", 0.4, 1.6),
-        ("gpt-4.1-nano", 0.1, 0.4),
         ("gpt-5", 1.25, 10.0),
-        ("gpt-5-mini", 0.25, 2.0),
-        ("gpt-5-nano", 0.05, 0.4),
     ],
 )
 def test_the_shipped_prices(model: str, prompt_usd: float, output_usd: float) -> None:
@@ -143,7 +135,7 @@ def test_all_mistakes_of_a_file_are_told_at_once(tmp_path: Path) -> None:
     )
     with pytest.raises(ActError) as error:
         PriceTable.load(path)
-    assert error.value.where == str(path) and "mend" in error.value.todo
+    assert error.value.where == str(path) and "fix" in error.value.todo
     headline, *mistakes = error.value.what.splitlines()
     assert headline == "the price file has 12 mistakes:"
     expected = [

@@ -17,20 +17,20 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scripted import make_answer
 
 from resources.llm.memo import database as database_module
 from resources.llm.memo.database import Database, is_damage
 from resources.llm.memo.journal import journals
 from resources.llm.memo.memo import Memo
-from resources.llm.memo.records import Answer, Use
+from resources.llm.memo.records import Use
 
-MakeAnswer = Callable[..., Answer]
 TABLES = ("answers", "history", "uses")
 KEYS = [f"key {i}" for i in range(300)]
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, make_answer: MakeAnswer) -> Path:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A memo folder with answers, history and uses in two segments of each kind."""
     folder = tmp_path_factory.mktemp("whole")
     database = Database(folder)
@@ -130,7 +130,7 @@ CASES = [
 
 @pytest.mark.parametrize(("damage", "at"), CASES)
 def test_damage_is_found_and_nothing_is_lost(
-    folder: Path, make_answer: MakeAnswer, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], None], at: str
+    folder: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], None], at: str
 ) -> None:
     database = Database(folder)
     before, generation = rows(database), database.generation()
@@ -173,7 +173,7 @@ def test_a_damaged_block_anywhere_is_found_when_it_is_read(folder: Path) -> None
     assert found > 2
 
 
-def test_a_fold_into_damaged_blocks_keeps_the_new_rows_and_the_old(folder: Path, make_answer: MakeAnswer) -> None:
+def test_a_fold_into_damaged_blocks_keeps_the_new_rows_and_the_old(folder: Path) -> None:
     database = Database(folder)
     before, content = rows(database), bytearray(database.path.read_bytes())
     for at in range(3 * 4096 + 100, len(content), 2**18):
@@ -191,9 +191,7 @@ def test_a_fold_into_damaged_blocks_keeps_the_new_rows_and_the_old(folder: Path,
 @pytest.mark.parametrize(
     "garbage", [b"", b"\0" * 100, random.Random(2).randbytes(5000)], ids=["empty", "zeros", "random"]
 )
-def test_garbage_in_the_place_of_a_write_ahead_log_costs_nothing(
-    folder: Path, make_answer: MakeAnswer, garbage: bytes
-) -> None:
+def test_garbage_in_the_place_of_a_write_ahead_log_costs_nothing(folder: Path, garbage: bytes) -> None:
     before = rows(Database(folder))
     (folder / "memo.duckdb.wal").write_bytes(garbage)
     database = Database(folder)
@@ -202,7 +200,7 @@ def test_garbage_in_the_place_of_a_write_ahead_log_costs_nothing(
     assert len(Database(folder).look_up([*KEYS, "new"])) == 301
 
 
-def test_what_a_killed_process_has_committed_is_there(folder: Path, make_answer: MakeAnswer) -> None:
+def test_what_a_killed_process_has_committed_is_there(folder: Path) -> None:
     program = f"""
 import os, signal
 from pathlib import Path
@@ -219,9 +217,7 @@ with database.writing() as connection:
 
 
 @pytest.mark.parametrize("log_left", [False, True])
-def test_a_database_that_is_gone_is_made_anew(
-    folder: Path, make_answer: MakeAnswer, caplog: pytest.LogCaptureFixture, log_left: bool
-) -> None:
+def test_a_database_that_is_gone_is_made_anew(folder: Path, caplog: pytest.LogCaptureFixture, log_left: bool) -> None:
     database = Database(folder)
     before = rows(database)
     if log_left:  # of the database that is gone
@@ -239,7 +235,7 @@ def test_a_database_that_is_gone_is_made_anew(
 
 def test_a_damaged_segment_is_reported_and_the_others_are_used(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     database = Database(folder)
-    segments = database.segments("answers")
+    segments = database.archive.segments("answers")
     for number, spoil in enumerate(
         (
             lambda p: p.write_bytes(b"no Parquet"),
@@ -276,9 +272,7 @@ def test_a_rebuild_that_fails_changes_nothing(folder: Path, monkeypatch: pytest.
     assert rows(Database(folder)) == before
 
 
-def test_a_full_disk_and_the_like_are_no_damage(
-    folder: Path, make_answer: MakeAnswer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_and_the_like_are_no_damage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = (folder / "memo.duckdb").read_bytes()
     for number in (errno.ENOSPC, errno.EMFILE, errno.EACCES):
         error = duckdb.IOException(f"IO Error: Cannot write to file: {os.strerror(number)}")

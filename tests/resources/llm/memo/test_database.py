@@ -10,9 +10,8 @@ import random
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +19,24 @@ import duckdb
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripted import make_answer
 
 from resources.errors import ActError
 from resources.llm.memo import database as database_module
-from resources.llm.memo.database import Busy, Database, Stored
+from resources.llm.memo import segments as segments_module
+from resources.llm.memo.database import Busy, Database
 from resources.llm.memo.journal import Journal, journals, to_line
 from resources.llm.memo.memo import Memo
-from resources.llm.memo.records import Answer, Use
+from resources.llm.memo.records import Use
 from resources.llm.memo.schema import ANSWERS, USES, migrate, to_arrow
-
-MakeAnswer = Callable[..., Answer]
+from resources.llm.memo.segments import Archive
 
 
 def ids(database: Database, table: str) -> list[str]:
     return [row[0] for row in database.query(f"SELECT id FROM {table} ORDER BY id")]
 
 
-def test_a_row_folded_twice_is_there_once(tmp_path: Path, make_answer: MakeAnswer) -> None:
+def test_a_row_folded_twice_is_there_once(tmp_path: Path) -> None:
     database = Database(tmp_path)
     assert database.look_up(["a"]) == {} and database.query("SELECT 1") == []  # there is none yet
     answers, uses = [make_answer("a", 1.0), make_answer("a", 2.0), make_answer("b", 3.0)], [Use(id="u1"), Use(id="u2")]
@@ -55,7 +55,6 @@ def test_a_row_folded_twice_is_there_once(tmp_path: Path, make_answer: MakeAnswe
     st.randoms(use_true_random=False),
 )
 def test_the_newest_answer_wins_whatever_the_order_of_folding(
-    make_answer: MakeAnswer,
     tmp_path_factory: pytest.TempPathFactory,
     rows: list[tuple[str, int]],
     cuts: list[int],
@@ -79,7 +78,7 @@ def test_the_newest_answer_wins_whatever_the_order_of_folding(
     assert [h[0] for h in history] == sorted(a.id for a in answers if a.id not in newest.values())
 
 
-def test_an_answer_is_found_as_it_was_given(tmp_path: Path, make_answer: MakeAnswer) -> None:
+def test_an_answer_is_found_as_it_was_given(tmp_path: Path) -> None:
     database = Database(tmp_path)
     odd = [
         make_answer(
@@ -93,13 +92,12 @@ def test_an_answer_is_found_as_it_was_given(tmp_path: Path, make_answer: MakeAns
     assert len(found) == 5002
     for answer in odd:
         assert found[answer.key].created_at == pytest.approx(answer.created_at, abs=1e-6)
-        assert replace(found[answer.key], created_at=answer.created_at) == Stored.of(answer)
-        assert found[answer.key].response() == answer.response()
+        assert found[answer.key]._replace(created_at=answer.created_at) == answer.stored()
 
 
 @pytest.mark.parametrize("when", ["before the rows are archived", "before they are in", "after", "while deleting"])
 def test_a_fold_that_is_cut_off_is_done_again_and_adds_nothing_twice(
-    tmp_path: Path, make_answer: MakeAnswer, monkeypatch: pytest.MonkeyPatch, when: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     class Killed(BaseException):
         pass
@@ -115,7 +113,7 @@ def test_a_fold_that_is_cut_off_is_done_again_and_adds_nothing_twice(
         journal.append([to_line(record) for record in lines])
         journal.seal()
     target, name = {
-        "before the rows are archived": (Database, "_archive"),
+        "before the rows are archived": (Archive, "add"),
         "before they are in": (Database, "insert"),
         "after": (Database, "changed"),
         "while deleting": (Path, "unlink"),
@@ -132,7 +130,7 @@ def test_a_fold_that_is_cut_off_is_done_again_and_adds_nothing_twice(
     assert journals(memo.journal_folder) == []
 
 
-def test_others_are_told_of_every_change(tmp_path: Path, make_answer: MakeAnswer) -> None:
+def test_others_are_told_of_every_change(tmp_path: Path) -> None:
     ours, theirs = Database(tmp_path), Database(tmp_path)
     assert theirs.generation() == 0
     seen = [theirs.generation()]
@@ -145,26 +143,26 @@ def test_others_are_told_of_every_change(tmp_path: Path, make_answer: MakeAnswer
 
 
 def test_many_small_segments_become_one_that_holds_the_same(
-    tmp_path: Path, make_answer: MakeAnswer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(database_module, "MANY_SEGMENTS", 4)
+    monkeypatch.setattr(segments_module, "MANY_SEGMENTS", 4)
     database = Database(tmp_path)
     for number in range(3):
         database.fold([make_answer(f"{number}")], [Use(id=f"u{number}")])
-    damaged = database.segments("answers")[1]
+    damaged = database.archive.segments("answers")[1]
     damaged.write_bytes(b"PAR1 no more")
-    assert len(database.segments("answers")) == len(database.segments("uses")) == 3
+    assert len(database.archive.segments("answers")) == len(database.archive.segments("uses")) == 3
     with caplog.at_level(logging.WARNING):
         database.fold([make_answer("3")], [Use(id="u3")])
     assert damaged.name in caplog.text
-    assert len(database.segments("answers")) == 2 and damaged in database.segments("answers")
-    assert len(database.segments("uses")) == 1
+    assert len(database.archive.segments("answers")) == 2 and damaged in database.archive.segments("answers")
+    assert len(database.archive.segments("uses")) == 1
     database.path.unlink()
     assert ids(Database(tmp_path), "answers") == ["0 at 1.0", "2 at 1.0", "3 at 1.0"]
     assert ids(Database(tmp_path), "uses") == ["u0", "u1", "u2", "u3"]
 
 
-def test_nobody_else_may_read_it(tmp_path: Path, make_answer: MakeAnswer) -> None:
+def test_nobody_else_may_read_it(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         memo = Memo(tmp_path / "deep" / "memo")
@@ -202,7 +200,7 @@ def shell(path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_a_program_that_has_the_database_open_is_named_as_the_cause(
-    tmp_path: Path, make_answer: MakeAnswer, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database_module, "LOCK_WAIT_S", 0.15)
     memo = Memo(tmp_path)
@@ -225,20 +223,18 @@ def test_a_program_that_has_the_database_open_is_named_as_the_cause(
     assert not list(tmp_path.glob("*damaged*"))
 
 
-def test_whoever_does_not_want_to_wait_is_told_that_another_process_is_writing(
-    tmp_path: Path, make_answer: MakeAnswer
-) -> None:
+def test_whoever_does_not_want_to_wait_is_told_that_another_process_is_writing(tmp_path: Path) -> None:
     database = Database(tmp_path)
     with (tmp_path / "memo.lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(Busy):
             database.fold([make_answer("a")], [], wait=False)
-        assert database.segments("answers") == []
+        assert database.archive.segments("answers") == []
     database.fold([make_answer("a")], [], wait=False)
     assert ids(database, "answers") == ["a at 1.0"]
 
 
-def test_a_wrong_query_is_the_askers_mistake(tmp_path: Path, make_answer: MakeAnswer) -> None:
+def test_a_wrong_query_is_the_askers_mistake(tmp_path: Path) -> None:
     database = Database(tmp_path)
     database.fold([make_answer("a")], [])
     with pytest.raises(duckdb.CatalogException, match="nowhere"):
@@ -249,7 +245,7 @@ def test_a_wrong_query_is_the_askers_mistake(tmp_path: Path, make_answer: MakeAn
 
 
 def test_a_database_without_permissions_is_an_error_that_says_so(
-    tmp_path: Path, make_answer: MakeAnswer, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Database(tmp_path).fold([make_answer("a")], [])
     monkeypatch.setattr(os, "access", lambda path, how: False)  # root may read everything

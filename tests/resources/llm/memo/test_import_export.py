@@ -17,30 +17,19 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scripted import folded, paid
 
 from resources.errors import ActError
-from resources.llm.base import ChatMessage, LLMRequest, LLMResponse, Sampling
 from resources.llm.memo import import_export as exchange
-from resources.llm.memo import view
+from resources.llm.memo import report as view
 from resources.llm.memo.import_export import Imported, export, import_
 from resources.llm.memo.memo import Memo
-from resources.llm.memo.records import Answer, Asker, key_of, new_answer, question_of, to_json
+from resources.llm.memo.records import Answer, key_of, to_json
+from resources.llm.memo.report import Filters, age_s
 from resources.llm.memo.schema import ANSWERS, to_arrow
-from resources.llm.memo.view import Filters, age_s
 
-URL = "https://x.example"
 ALL = Filters()
 FORMATS = ["parquet", "jsonl"]
-
-
-def paid(
-    asked: str = "What?", said: str = "This.", at: float = 1.0, cost: float | None = 0.5, **changed: Any
-) -> Answer:
-    request = LLMRequest("generator", "model-1", (ChatMessage("user", asked),), Sampling(), f"example {asked}")
-    response = LLMResponse(said, "model-1-001", "stop", 10, 3, 0.25)
-    asker = Asker("pairs", "pacific|50", "run-1", "budget-1")
-    answer = new_answer("openai", URL, request, question_of("openai", URL, request), response, asker, cost)
-    return replace(answer, created_at=at, **changed)
 
 
 @pytest.fixture
@@ -51,9 +40,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Me
     def make(*answers: Answer) -> Memo:
         folder = tmp_path_factory.mktemp("memo")
         if answers:
-            filling = Memo(folder)
-            filling.append(answers)
-            filling.close()
+            folded(folder, *answers)
         made.append(Memo(folder))
         return made[-1]
 
@@ -116,15 +103,6 @@ def test_many_portions_and_batches(fresh: Fresh, tmp_path: Path, monkeypatch: py
     assert times == sorted(times[:40]) + sorted(times[40:])
 
 
-def test_who_asked_travels_with_an_answer(fresh: Fresh, tmp_path: Path) -> None:
-    export(fresh(paid()), tmp_path / "x.jsonl", ALL)
-    memo = fresh()
-    import_(memo, tmp_path / "x.jsonl")
-    (found,) = memo.database.query("SELECT asset, partition, run, budget, label, role, reported_model FROM answers")
-    assert found == ("pairs", "pacific|50", "run-1", "budget-1", "example What?", "generator", "model-1-001")
-    assert memo.look_up([paid().key]).answers[paid().key].text == "This."
-
-
 def test_the_file_is_private_whole_and_alone(fresh: Fresh, tmp_path: Path) -> None:
     file = tmp_path / "x.parquet"
     file.write_text("something older")
@@ -158,49 +136,6 @@ def test_files_that_cannot_be_written(fresh: Fresh, tmp_path: Path, name: str) -
     assert error.value.todo
 
 
-def test_filters(fresh: Fresh, tmp_path: Path) -> None:
-    base = [
-        paid("a"),
-        paid("b", role="intent"),
-        paid("c", asset="labels"),
-        paid("d", partition="all"),
-        paid("e", at=50.0),
-    ]
-    request = LLMRequest("generator", "model-2", (ChatMessage("user", "f"),), Sampling(), "f")
-    other = new_answer(
-        "openai",
-        URL,
-        request,
-        question_of("openai", URL, request),
-        LLMResponse("f", "m"),
-        Asker("pairs", "pacific|50"),
-        0.5,
-    )
-    memo = fresh(*base, other)
-
-    def exported(filters: Filters) -> set[str]:
-        export(memo, tmp_path / "x.jsonl", filters)
-        lines = (tmp_path / "x.jsonl").read_text().splitlines()
-        return {json.loads(json.loads(line)["question"])["messages"][0]["content"] for line in lines}
-
-    assert exported(ALL) == set("abcdef")
-    assert not ALL
-    for filters, expected in (
-        (Filters(keys=(base[0].key, base[1].key)), "ab"),
-        (Filters(models=("model-2",)), "f"),
-        (Filters(roles=("intent",)), "b"),
-        (Filters(roles=("intent", "generator")), "abcdef"),
-        (Filters(assets=("labels",)), "c"),
-        (Filters(partitions=("all",)), "d"),
-        (Filters(before=50.0), "abcd"),
-        (Filters(before=50.000001), "abcde"),
-        (Filters(before=20.0, roles=("generator",), assets=("pairs",)), "ad"),
-        (Filters(models=("none",)), ""),
-    ):
-        assert filters
-        assert exported(filters) == set(expected)
-
-
 @pytest.mark.parametrize(
     ("text", "seconds"), [("90d", 7_776_000.0), ("36h", 129_600.0), ("0.5d", 43_200.0), (" 1d ", 86_400.0)]
 )
@@ -226,10 +161,12 @@ def test_what_is_still_in_a_journal_is_exported(fresh: Fresh, tmp_path: Path, su
     assert other.look_up([newer.key]).answers[newer.key].text == "newer"
 
 
-def test_without_history_only_current_answers(fresh: Fresh, tmp_path: Path) -> None:
-    memo = fresh(paid(at=1.0), paid(at=2.0))
-    assert export(memo, tmp_path / "x.jsonl", ALL).history == 0
-    assert len((tmp_path / "x.jsonl").read_text().splitlines()) == 1
+def test_without_history_only_current_answers_that_pass_the_filters(fresh: Fresh, tmp_path: Path) -> None:
+    memo = fresh(paid(at=1.0), paid(at=50.0), paid("b", role="intent"))
+    for filters, number in ((ALL, 2), (Filters(roles=("intent", "x")), 1), (Filters(before=50.0), 1)):
+        written = export(memo, tmp_path / "x.jsonl", filters)
+        assert (written.answers, written.history) == (number, 0)
+        assert len((tmp_path / "x.jsonl").read_text().splitlines()) == number
 
 
 # --- importing ---------------------------------------------------------------------------------------------------

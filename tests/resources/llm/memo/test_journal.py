@@ -16,14 +16,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from scripted import make_answer
 
 from resources.errors import ActError
 from resources.llm.memo import journal as journal_module
-from resources.llm.memo.journal import Journal, finished, from_line, journals, read_journal, to_line
-from resources.llm.memo.records import Use
+from resources.llm.memo.journal import Journal, OtherJournals, finished, journals, read_journal, to_line
+from resources.llm.memo.records import Answer, Use, key_of
 
+A, B, C, D, E = map(key_of, "abcde")
 RECORDS = [Use(id=f"use-{i}", noted_at=float(i), role="generator", hits=i) for i in range(4)]
 LINES = [to_line(record) for record in RECORDS]
 
@@ -34,7 +34,7 @@ import resource, sys
 from pathlib import Path
 from resources.errors import ActError
 from resources.llm.memo.journal import Journal, to_line
-from resources.llm.memo.records import Use
+from resources.llm.memo.records import Answer, Use, key_of
 journal = Journal(Path(sys.argv[1]))
 for asked in sys.argv[2:]:
     limit = journal.size + 50 if asked.startswith("full") else resource.RLIM_INFINITY
@@ -70,14 +70,6 @@ def go_on(process: subprocess.Popen[str]) -> None:
     assert process.stdin
     process.stdin.write("\n")
     process.stdin.flush()
-
-
-@given(st.text(), st.integers(0, 2**60), st.floats(0, 2e9))
-def test_a_line_is_read_as_the_record_it_was_written_from(text: str, number: int, when: float) -> None:
-    record = Use(role=text.encode("utf-8", "replace").decode(), hits=number, noted_at=when)
-    line = to_line(record)
-    assert line.endswith(b"\n") and line.count(b"\n") == 1
-    assert from_line(line) == record == from_line(line[:-1])
 
 
 def test_a_last_line_torn_at_any_byte_costs_that_line_alone(tmp_path: Path) -> None:
@@ -139,7 +131,7 @@ def test_after_its_end_a_journal_is_followed_by_another(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     journal.append(LINES[:1])
     first = journal.path
-    assert journal.seal() == first and journal.seal() is None
+    journal.seal()
     assert (journal.records, journal.size) == (0, 0)
     journal.append(LINES[1:2])
     assert journal.path != first and sorted(journals(tmp_path)) == sorted(filter(None, (first, journal.path)))
@@ -232,3 +224,129 @@ def test_the_format_is_a_checksum_a_space_and_json() -> None:
     checksum, _, text = LINES[0].partition(b" ")
     assert int(checksum, 16) == zlib.crc32(text.rstrip(b"\n")) and len(checksum) == 8
     assert json.loads(text)["id"] == "use-0"
+
+
+# --- the journals of other processes ------------------------------------------------------------------------------
+
+
+def written(path: Path, *records: Answer | Use) -> bytes:
+    content = b"".join(map(to_line, records))
+    path.write_bytes(content)
+    return content
+
+
+def found(others: OtherJournals, *keys: str) -> list[str]:
+    others.refresh("own.jsonl")
+    return [key for key in keys if others.get(key)]
+
+
+def test_lines_are_seen_when_they_are_whole(tmp_path: Path) -> None:
+    others, path = OtherJournals(tmp_path), tmp_path / "other.jsonl"
+    lines = [to_line(make_answer(A)), to_line(Use(role=f'"key":"{C}"')), to_line(make_answer(B, text=f'"key":"{C}"'))]
+    for at in range(0, sum(map(len, lines)) + 1, 7):
+        path.write_bytes(b"".join(lines)[:at])
+        assert (A in found(others, A, B, C)) == (at >= len(lines[0]))
+        assert C not in found(others, C)
+    path.write_bytes(b"".join(lines))
+    assert found(others, A, B, C) == [A, B]
+    stored = others.get(B)
+    assert stored and stored.text == f'"key":"{C}"'
+
+
+def test_only_journals_of_others_count_and_the_newest_answer_of_them_all(tmp_path: Path) -> None:
+    others = OtherJournals(tmp_path)
+    for number, name in enumerate(["1.jsonl", "2.jsonl", "3.jsonl", "own.jsonl", "4.jsonl.damaged", "5.new"]):
+        when = [2.0, 3.0, 1.0][number % 3] + 10 * (number // 3)
+        written(tmp_path / name, make_answer(A, when), make_answer(B, when - 0.5), make_answer(B, when))
+    others.refresh("own.jsonl")
+    for key in (A, B):
+        stored = others.get(key)
+        assert stored and stored.created_at == 3.0
+
+
+def test_a_damaged_line_hides_no_other(tmp_path: Path) -> None:
+    others, path = OtherJournals(tmp_path), tmp_path / "other.jsonl"
+    content = written(path, make_answer(A), make_answer(B), make_answer(C))
+    middle = len(to_line(make_answer(A))) + 30
+    path.write_bytes(content[:middle] + b"~" + content[middle + 1 :])
+    assert found(others, A, B, C) == [A, C]
+    with path.open("ab") as stream:
+        stream.write(b"more of that\n" + to_line(make_answer(D)))
+    assert found(others, A, B, C, D) == [A, C, D]
+
+
+def test_a_journal_that_was_cut_back_and_written_over_is_read_again(tmp_path: Path) -> None:
+    # Its process had a full disk in the middle of a write.
+    others, path = OtherJournals(tmp_path), tmp_path / "other.jsonl"
+    content = written(path, make_answer(A), make_answer(B, text="long " * 50))
+    assert found(others, A, B) == [A, B]
+    path.write_bytes(content[: len(to_line(make_answer(A)))])
+    assert found(others, A, B) == [A]
+    written(path, make_answer(A), make_answer(B, text="long " * 50))
+    assert found(others, A, B) == [A, B]
+    written(path, make_answer(A), make_answer(C), make_answer(D), make_answer(E))
+    assert found(others, A, B, C, D, E) == [A, C, D, E]
+    os.truncate(path, 0)
+    assert others.get(C) is None  # not even before it looks again
+    assert found(others, A, C) == []
+
+
+def test_folded_journals_are_let_go(tmp_path: Path) -> None:
+    others = OtherJournals(tmp_path)
+    before = len(os.listdir("/dev/fd"))
+    for number in range(20):
+        path = tmp_path / f"{number}.jsonl"
+        written(path, make_answer(A, float(number)))
+        assert found(others, A) == [A]
+        path.unlink()
+        stored = others.get(A)
+        assert stored and stored.created_at == number  # for a look-up that is under way
+        assert found(others, A) == []
+    assert len(os.listdir("/dev/fd")) == before
+    written(tmp_path / "last.jsonl", make_answer(A))
+    assert found(others, A) == [A]
+
+
+class Clock:
+    """Stands for the module `time`."""
+
+    def __init__(self, now: float) -> None:
+        self.now = now
+
+    def time(self) -> float:
+        return self.now
+
+
+def test_the_folder_is_listed_again_as_long_as_its_time_stamp_may_be_too_coarse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stamp, clock, listed, listings = 1_700_000_000.0, Clock(0.0), os.listdir, []
+
+    def slowly(folder: Path) -> list[str]:
+        listings.append(folder)
+        names = listed(folder)
+        clock.now += 5.0
+        return names
+
+    def new_journal(key: str) -> None:
+        """Within one tick of the file system's clock."""
+        written(tmp_path / f"{key}.jsonl", make_answer(key))
+        os.utime(tmp_path, (stamp, stamp))
+
+    monkeypatch.setattr(journal_module, "time", clock)
+    monkeypatch.setattr(journal_module.os, "listdir", slowly)
+    others = OtherJournals(tmp_path)
+    new_journal(A)
+    for now, key in ((stamp + 0.01, B), (stamp + 0.09, C)):
+        clock.now = now
+        others.refresh(None)
+        new_journal(key)
+    clock.now = stamp + 1.0
+    others.refresh(None)
+    assert found(others, A, B, C) == [A, B, C]
+    many = len(listings)
+    for _ in range(10):
+        others.refresh(None)
+    assert len(listings) == many
+    written(tmp_path / "later.jsonl", make_answer(D))  # with a time stamp of its own
+    assert found(others, D) == [D]

@@ -10,19 +10,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from scripted import make_answer
 
 from resources.errors import ActError
 from resources.llm.memo import memo as memo_module
 from resources.llm.memo.journal import journals, read_journal, to_line
 from resources.llm.memo.memo import Memo, close_memos, memo_at
-from resources.llm.memo.records import Answer, Use
-
-MakeAnswer = Callable[..., Answer]
+from resources.llm.memo.records import Use
 
 
 @pytest.fixture
@@ -47,9 +46,7 @@ class Disk:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_keep_returns_when_the_answer_is_in_the_file_and_synced(
-    memo: Memo, make_answer: MakeAnswer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_keep_returns_when_the_answer_is_in_the_file_and_synced(memo: Memo, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = Disk(monkeypatch)
 
     async def main() -> None:
@@ -70,9 +67,7 @@ def test_keep_returns_when_the_answer_is_in_the_file_and_synced(
     asyncio.run(main())
 
 
-def test_answers_that_come_in_together_share_a_sync(
-    memo: Memo, make_answer: MakeAnswer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_answers_that_come_in_together_share_a_sync(memo: Memo, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = Disk(monkeypatch)
 
     async def main() -> None:
@@ -81,7 +76,7 @@ def test_answers_that_come_in_together_share_a_sync(
         while not disk.syncs:
             await asyncio.sleep(0.001)
         others = [asyncio.create_task(memo.keep(make_answer(f"{i}"))) for i in range(200)]
-        noted = asyncio.create_task(memo.note(Use(id="noted")))
+        noted = asyncio.create_task(memo.keep(Use(id="noted")))
         await asyncio.sleep(0.01)
         disk.free.set()
         await asyncio.gather(first, *others, noted)
@@ -94,7 +89,7 @@ def test_answers_that_come_in_together_share_a_sync(
 
 
 def test_a_full_disk_is_told_to_everybody_who_waits_and_the_next_answer_is_kept(
-    memo: Memo, make_answer: MakeAnswer, monkeypatch: pytest.MonkeyPatch
+    memo: Memo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk = Disk(monkeypatch)
 
@@ -103,7 +98,7 @@ def test_a_full_disk_is_told_to_everybody_who_waits_and_the_next_answer_is_kept(
         disk.full = True
         failed = await asyncio.gather(*(memo.keep(make_answer(f"{i}")) for i in range(5)), return_exceptions=True)
         assert all(isinstance(error, ActError) and "No space left" in str(error) for error in failed)
-        assert all(memo.answered(f"{i}") is None for i in range(5))  # nobody is told what is not on disk
+        assert all(memo.unfolded(f"{i}") is None for i in range(5))  # nobody is told what is not on disk
         disk.full = False
         await memo.keep(make_answer("after"))
 
@@ -112,9 +107,7 @@ def test_a_full_disk_is_told_to_everybody_who_waits_and_the_next_answer_is_kept(
     assert path.read_bytes() == to_line(make_answer("before")) + to_line(make_answer("after"))
 
 
-def test_whoever_stops_waiting_loses_nothing(
-    memo: Memo, make_answer: MakeAnswer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_whoever_stops_waiting_loses_nothing(memo: Memo, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = Disk(monkeypatch)
 
     async def main() -> None:
@@ -136,9 +129,7 @@ def test_whoever_stops_waiting_loses_nothing(
 # --- folding ---------------------------------------------------------------------------------------------------
 
 
-def test_a_full_journal_is_folded_while_the_next_one_is_written(
-    memo: Memo, make_answer: MakeAnswer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_journal_is_folded_while_the_next_one_is_written(memo: Memo, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memo_module, "FOLD_RECORDS", 10)
     memo.append([make_answer(f"{i}") for i in range(9)])
     assert memo.database.look_up(["0"]) == {}
@@ -154,15 +145,14 @@ def test_a_full_journal_is_folded_while_the_next_one_is_written(
 
 
 def test_a_journal_that_others_fold_as_soon_as_it_is_ended_is_no_trouble(
-    memo: Memo, make_answer: MakeAnswer, monkeypatch: pytest.MonkeyPatch
+    memo: Memo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memo_module, "FOLD_RECORDS", 1)
     other, seal = Memo(memo.folder), memo._journal.seal
 
-    def sealed() -> Path | None:
-        path = seal()
+    def sealed() -> None:
+        seal()
         other.fold()
-        return path
 
     monkeypatch.setattr(memo._journal, "seal", sealed)
     for number in range(3):
@@ -171,21 +161,15 @@ def test_a_journal_that_others_fold_as_soon_as_it_is_ended_is_no_trouble(
     assert len(memo.database.look_up(["0", "1", "2"])) == 3
 
 
-def test_a_torn_journal_is_reported_and_a_damaged_one_is_kept_too(
-    memo: Memo, make_answer: MakeAnswer, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_torn_journal_is_reported_and_a_damaged_one_is_kept_too(memo: Memo, caplog: pytest.LogCaptureFixture) -> None:
     lines = [to_line(make_answer(key)) for key in "abcd"]
     (memo.journal_folder / "1.jsonl").write_bytes(lines[0] + lines[1][:-1])
     (memo.journal_folder / "2.jsonl").write_bytes(lines[2] + b"damaged\n" + lines[3])
-    damage = memo.fold()
-    assert [(d.file, d.torn, d.offset) for d in damage] == [
-        ("1.jsonl", True, len(lines[0])),
-        ("2.jsonl", False, len(lines[2])),
-    ]
-    assert "1.jsonl" in caplog.text and "2.jsonl" in caplog.text
+    memo.fold()
+    assert f"1.jsonl, byte {len(lines[0])}: a torn last line" in caplog.text
+    assert f"2.jsonl, byte {len(lines[2])}: a damaged line" in caplog.text
     assert [p.name for p in memo.journal_folder.iterdir()] == ["2.jsonl.damaged"]
     assert set(memo.database.look_up(list("abcd"))) == {"a", "c", "d"}
-    assert memo.fold() == []
 
 
 PROGRAM = """
@@ -210,7 +194,7 @@ memo_at(folder).append([from_line(line)])
     ],
 )
 def test_a_process_folds_at_its_end_and_a_killed_one_is_folded_by_the_next(
-    tmp_path: Path, make_answer: MakeAnswer, end: str, code: int, folded: bool
+    tmp_path: Path, end: str, code: int, folded: bool
 ) -> None:
     command = [sys.executable, "-c", PROGRAM.format(end=end), str(tmp_path)]
     ended = subprocess.run(command, input=to_line(make_answer("a")), capture_output=True, check=False)
@@ -219,7 +203,7 @@ def test_a_process_folds_at_its_end_and_a_killed_one_is_folded_by_the_next(
     assert Memo(tmp_path).database.look_up(["a"]).keys() == {"a"} and not journals(tmp_path / "journal")
 
 
-def test_a_process_has_one_memo_of_a_folder_until_it_closes_it(tmp_path: Path, make_answer: MakeAnswer) -> None:
+def test_a_process_has_one_memo_of_a_folder_until_it_closes_it(tmp_path: Path) -> None:
     first = memo_at(tmp_path / "new" / "memo")
     assert memo_at(tmp_path / "other") is not first
     assert memo_at(tmp_path / "other" / ".." / "new" / "memo") is first
@@ -234,7 +218,7 @@ def test_a_process_has_one_memo_of_a_folder_until_it_closes_it(tmp_path: Path, m
 # --- what was spent --------------------------------------------------------------------------------------------
 
 
-def test_what_was_paid_under_a_budget_is_counted_wherever_it_is(memo: Memo, make_answer: MakeAnswer) -> None:
+def test_what_was_paid_under_a_budget_is_counted_wherever_it_is(memo: Memo) -> None:
     other = Memo(memo.folder)
     assert memo.spent("budget-1") == (0.0, 0)
     failed = Use(budget="budget-1", failures=1, lost_calls=2, lost_prompt_tokens=3, lost_usd=0.25)
@@ -250,7 +234,7 @@ def test_what_was_paid_under_a_budget_is_counted_wherever_it_is(memo: Memo, make
 
 @pytest.mark.parametrize("cut_off", [True, False])
 def test_what_was_paid_is_counted_once_while_it_is_folded(
-    memo: Memo, make_answer: MakeAnswer, monkeypatch: pytest.MonkeyPatch, cut_off: bool
+    memo: Memo, monkeypatch: pytest.MonkeyPatch, cut_off: bool
 ) -> None:
     memo.database.fold([make_answer("old")], [])
     writer = Memo(memo.folder)

@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from scripted import Provider, asking, texts
 
-from resources.llm.memo import key_locks as flights_module
-from resources.llm.memo.key_locks import Flights
+from resources.llm.client import LLM, Memory
+from resources.llm.memo import key_locks as key_locks_module
+from resources.llm.memo.key_locks import KeyLocks
 from resources.llm.memo.memo import Memo
-from resources.llm.memo.records import key_of
+from resources.llm.memo.records import key_of, question_of
 
 A, B, C = map(key_of, "abc")
 
-# Another process: for each line `begin KEY` or `end KEY` does so, and prints what came of it.
+# Another process: for each line `acquire KEY` or `release KEY` does so, and prints what came of it.
 OTHER = """
 import sys
 from pathlib import Path
-from resources.llm.memo.key_locks import Flights
-flights = Flights(Path(sys.argv[1]))
+from resources.llm.memo.key_locks import KeyLocks
+locks = KeyLocks(Path(sys.argv[1]))
 for line in sys.stdin:
     what, key = line.split()
-    print(getattr(flights, what)(key), flush=True)
+    print(getattr(locks, what)(key), flush=True)
 """
 
 
@@ -58,87 +61,50 @@ def other(tmp_path: Path) -> Iterator[Other]:
 
 
 def test_a_question_is_asked_by_one_process_at_a_time(tmp_path: Path, other: Other) -> None:
-    flights = Flights(tmp_path / "flights.lock")
-    assert flights.begin(A) and other("begin", B) == "True"
-    assert other("begin", A) == "False" and not flights.begin(B) and flights.begin(C)
-    flights.end(A)
-    assert other("begin", A) == "True" and not flights.begin(A)
-    other("end", B)
-    assert flights.begin(B) and other("begin", C) == "False"
+    locks = KeyLocks(tmp_path / "flights.lock")
+    assert locks.acquire(A) and other("acquire", B) == "True"
+    assert other("acquire", A) == "False" and not locks.acquire(B) and locks.acquire(C)
+    locks.release(A)
+    assert other("acquire", A) == "True" and not locks.acquire(A)
+    other("release", B)
+    assert locks.acquire(B) and other("acquire", C) == "False"
     # The locks are of the file, not of what is in it.
     assert (tmp_path / "flights.lock").stat().st_size == 0
 
 
 def test_a_killed_process_blocks_nobody(tmp_path: Path, other: Other) -> None:
-    flights = Flights(tmp_path / "flights.lock")
-    assert other("begin", A) == "True" and not flights.begin(A)
+    locks = KeyLocks(tmp_path / "flights.lock")
+    assert other("acquire", A) == "True" and not locks.acquire(A)
     other.kill()
-    assert flights.begin(A)
+    assert locks.acquire(A)
 
 
 def test_a_file_system_without_locks_is_an_error_and_no_endless_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flights = Flights(tmp_path / "flights.lock")
+    locks = KeyLocks(tmp_path / "flights.lock")
 
     def lockf(*given: Any) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(flights_module.fcntl, "lockf", lockf)
+    monkeypatch.setattr(key_locks_module.fcntl, "lockf", lockf)
     with pytest.raises(OSError, match=os.strerror(errno.ENOLCK)):
-        flights.begin(A)
+        locks.acquire(A)
 
 
-def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(20):
-            await work()
-
-    asyncio.run(bounded())
-
-
-@pytest.mark.parametrize("how", ["answered", "killed"])
-def test_whoever_waits_goes_on_when_the_other_process_is_done(tmp_path: Path, other: Other, how: str) -> None:
-    memo = Memo(tmp_path)
-    assert [other("begin", key) for key in (A, B)] == ["True", "True"]
-
-    async def main() -> None:
-        waiting = [asyncio.create_task(memo.changed(key)) for key in (A, A, B)]
-        await asyncio.sleep(0.1)
-        assert not any(task.done() for task in waiting)
+@pytest.mark.parametrize("how", ["released", "killed"])
+def test_whoever_waits_for_another_process_asks_when_that_one_is_done(memo: Memo, how: str) -> None:
+    process, provider = Other(memo.folder / "flights.lock"), Provider()
+    [key] = [key_of(question_of(provider.name, provider.base_url, request)) for request in asking("a")]
+    assert process("acquire", key) == "True"
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(LLM(provider, memory=Memory(memo)).complete_all, asking("a", "b"))
+        time.sleep(0.3)
+        assert provider.asked == ["b"] and not waiting.done()
         if how == "killed":
-            other.kill()
+            process.kill()
         else:
-            other("end", A)
-            await asyncio.wait(waiting[:2])
-            assert other("begin", A) == "True"  # waiting has left no lock
-            other("end", A)
-            await asyncio.sleep(0.1)
-            assert not waiting[2].done()
-            other("end", B)
-        await asyncio.gather(*waiting)
-        await memo.changed(A)  # nobody asks it: at once
-        assert not memo._waiting
-
-    run(main)
-
-
-def test_whoever_gave_up_waiting_does_not_end_the_lock_of_this_process(tmp_path: Path, other: Other) -> None:
-    memo = Memo(tmp_path)
-    assert [other("begin", key) for key in (A, B)] == ["True", "True"]
-
-    async def main() -> None:
-        given_up = [asyncio.create_task(memo.changed(A)) for _ in range(2)]
-        waiting = asyncio.create_task(memo.changed(B))  # keeps this process looking
-        await asyncio.sleep(0.05)
-        for task in given_up:
-            task.cancel()
-        await asyncio.wait(given_up)
-        other("end", A)
-        assert memo.flights.begin(A)  # another batch asks it
-        await asyncio.sleep(0.4)
-        assert other("begin", A) == "False"
-        other("end", B)
-        await waiting
-
-    run(main)
+            process("release", key)
+        assert texts(waiting.result(20)) == ["a: 2", "b: 1"]
+    assert how == "killed" or process("acquire", key) == "True", "asking has left no lock"
+    process.kill()

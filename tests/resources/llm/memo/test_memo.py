@@ -8,29 +8,19 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
+from scripted import make_answer
 
+from resources.llm.memo import journal as journal_module
 from resources.llm.memo import memo as memo_module
-from resources.llm.memo import tails as tails_module
-from resources.llm.memo.database import Stored
 from resources.llm.memo.journal import journals
-from resources.llm.memo.memo import Memo
-from resources.llm.memo.records import Answer, key_of
-
-MakeAnswer = Callable[..., Answer]
+from resources.llm.memo.memo import Memo, Watch
+from resources.llm.memo.records import Answer, Stored, key_of
 
 
-@pytest.fixture(scope="session")
-def answer_to(make_answer: MakeAnswer) -> MakeAnswer:
-    """Makes the answer to a question."""
-
-    def make(question: str, created_at: float = 1.0, **changed: Any) -> Answer:
-        text = f"answer to {question} at {created_at}"
-        return make_answer(key_of(question), created_at, **{"text": text, **changed})
-
-    return make
+def answer_to(question: str, created_at: float = 1.0) -> Answer:
+    return make_answer(key_of(question), created_at, text=f"answer to {question} at {created_at}")
 
 
 @pytest.fixture
@@ -53,7 +43,7 @@ def texts(memo: Memo, *questions: str, not_before: float = 0.0) -> dict[str, str
     return {q: answers[key_of(q)].text for q in questions if key_of(q) in answers}
 
 
-def test_answers_are_found_where_ever_they_are(ours: Memo, theirs: Memo, answer_to: MakeAnswer) -> None:
+def test_answers_are_found_where_ever_they_are(ours: Memo, theirs: Memo) -> None:
     assert texts(ours, "a") == {}
     ours.append([answer_to("own")])
     theirs.append([answer_to("live")])
@@ -73,29 +63,25 @@ def test_answers_are_found_where_ever_they_are(ours: Memo, theirs: Memo, answer_
 
 
 @pytest.mark.parametrize("order", [(1.0, 2.0, 3.0), (3.0, 2.0, 1.0), (2.0, 3.0, 1.0)])
-def test_the_newest_answer_is_found_wherever_it_is(
-    ours: Memo, theirs: Memo, answer_to: MakeAnswer, order: tuple[float, ...]
-) -> None:
+def test_the_newest_answer_is_found_wherever_it_is(ours: Memo, theirs: Memo, order: tuple[float, ...]) -> None:
     folded, journaled, own = order
     ours.database.fold([answer_to("a", folded)], [])
     theirs.append([answer_to("a", journaled)])
     ours.append([answer_to("a", own)])
-    ours.opened([A], -1)
     for _ in range(2):
         for memo in (ours, theirs):
             assert texts(memo, "a") == {"a": "answer to a at 3.0"}
             assert texts(memo, "a", not_before=3.0) == {"a": "answer to a at 3.0"}
             assert texts(memo, "a", not_before=3.01) == {}
-        late = ours.answered(A, 3.0)
-        assert late and late.text == "answer to a at 3.0"
-        assert ours.answered(A, 3.01) is None
+        assert Watch(ours, [A], 3.0).found[A].text == "answer to a at 3.0"
+        assert Watch(ours, [A], 3.01).found == {}
         theirs.close()
         ours.close()
 
 
 @pytest.mark.parametrize("when", ["before the database is asked", "after", "while the journals are listed"])
 def test_a_journal_folded_in_the_middle_of_a_look_up_is_found(
-    ours: Memo, theirs: Memo, answer_to: MakeAnswer, monkeypatch: pytest.MonkeyPatch, when: str
+    ours: Memo, theirs: Memo, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     ours.database.fold([answer_to("old")], [])
     theirs.append([answer_to("a")])
@@ -116,16 +102,13 @@ def test_a_journal_folded_in_the_middle_of_a_look_up_is_found(
         return names
 
     monkeypatch.setattr(ours.database, "look_up", looking)
-    monkeypatch.setattr(tails_module.os, "listdir", listing)
+    monkeypatch.setattr(journal_module.os, "listdir", listing)
     assert texts(ours, "a", "old").keys() == {"a", "old"}
     assert not journals(ours.journal_folder)
 
 
-# --- questions that are open while others answer them ----------------------------------------------------------
-
-
 def test_a_journal_of_its_own_that_ends_in_the_middle_of_a_look_up_is_found(
-    ours: Memo, answer_to: MakeAnswer, monkeypatch: pytest.MonkeyPatch
+    ours: Memo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours.append([answer_to("a")])
     look_up = ours.database.look_up
@@ -139,88 +122,49 @@ def test_a_journal_of_its_own_that_ends_in_the_middle_of_a_look_up_is_found(
     assert texts(ours, "a").keys() == {"a"}
 
 
-def test_an_open_question_that_another_process_has_answered_is_found(
-    ours: Memo, theirs: Memo, answer_to: MakeAnswer
-) -> None:
-    found = ours.look_up([A, B])
-    ours.opened([A, B], found.generation)
-    assert ours.answered(A) is None and ours.answered(B) is None
+# --- questions that others answer meanwhile --------------------------------------------------------------------
+
+
+def test_what_another_process_is_answered_meanwhile_is_found(ours: Memo, theirs: Memo) -> None:
+    watch = Watch(ours, [A, B])
+    assert watch.found == {} and watch.answered(A) is None and watch.answered(B) is None
     theirs.append([answer_to("a")])
-    assert ours.answered(A) and ours.answered(B) is None
+    assert watch.answered(A) and watch.answered(B) is None
     theirs.close()  # into the database; the journal is gone
     assert not journals(ours.journal_folder)
-    assert ours.answered(A) and ours.answered(B) is None
+    assert watch.stale() and watch.answered(A) and watch.answered(B) is None
+    ours.append([answer_to("b")])
+    ours.close()
+    assert watch.answered(A) and watch.answered(B)
 
 
-def test_an_answer_folded_between_the_look_up_and_its_announcement_is_found(
-    ours: Memo, theirs: Memo, answer_to: MakeAnswer
-) -> None:
-    found = ours.look_up([A])
-    theirs.append([answer_to("a")])
-    theirs.close()
-    ours.opened([A], found.generation)
-    assert ours.answered(A)
-
-
-def test_an_answer_folded_before_a_second_batch_announces_itself_is_found(
-    ours: Memo, theirs: Memo, answer_to: MakeAnswer
-) -> None:
-    first, second = ours.look_up([A]), ours.look_up([B])
-    ours.opened([A], first.generation)
-    theirs.append([answer_to("b")])
-    theirs.close()
-    assert ours.answered(A) is None  # looks at the new generation, for the questions that are open so far
-    ours.opened([B], second.generation)
-    assert ours.answered(B)
-
-
-def test_a_question_that_two_batches_have_open_stays_open_until_both_are_done(
-    ours: Memo, theirs: Memo, answer_to: MakeAnswer
-) -> None:
-    found = ours.look_up([A, B])
-    ours.opened([A, B], found.generation)
-    ours.opened([A], found.generation)
-    ours.closed([A, B])
-    theirs.append([answer_to("a")])
-    theirs.close()
-    assert ours.answered(A)
-    ours.closed([A])
-    assert ours._open == {} and ours._late == {}
-
-
-def test_an_answer_of_an_earlier_batch_is_not_taken_for_a_later_one(
-    ours: Memo, theirs: Memo, answer_to: MakeAnswer
-) -> None:
-    for generation in (1.0, 2.0):  # the same question, asked again after it was answered
-        found = ours.look_up([A], not_before=generation)
-        assert not found.answers
-        ours.opened([A], found.generation)
-        assert ours.answered(A, generation) is None
-        theirs.append([answer_to("a", generation)])
+def test_an_older_answer_is_not_taken_for_one_that_is_asked_for_again(ours: Memo, theirs: Memo) -> None:
+    for since in (1.0, 2.0):
+        watch = Watch(ours, [A], since)
+        assert not watch.found and watch.answered(A) is None
+        theirs.append([answer_to("a", since)])
         theirs._seal()
         theirs.fold()
-        late = ours.answered(A, generation)
-        assert late and late.created_at == generation
-        ours.closed([A])
+        late = watch.answered(A)
+        assert late and late.created_at == since
 
 
 def test_the_database_is_opened_only_when_it_has_changed(
-    ours: Memo, theirs: Memo, answer_to: MakeAnswer, monkeypatch: pytest.MonkeyPatch
+    ours: Memo, theirs: Memo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours.database.fold([answer_to("old")], [])
     asked: list[list[str]] = []
     look_up = ours.database.look_up
-    found = ours.look_up([A, B])
+    watch = Watch(ours, [A, B, key_of("old")])
     monkeypatch.setattr(ours.database, "look_up", lambda keys: asked.append(sorted(keys)) or look_up(keys))
-    ours.opened([A, B], found.generation)
     for _ in range(20):
-        assert ours.answered(A) is None and ours.answered(B) is None
+        assert watch.answered(A) is None and watch.answered(B) is None
     assert asked == []
     theirs.append([answer_to("a")])
     theirs.close()
     for _ in range(20):
-        assert ours.answered(A) and ours.answered(B) is None
-    assert asked == [sorted([A, B])]
+        assert watch.answered(A) and watch.answered(B) is None
+    assert asked == [sorted([A, B])], "once, for all that were not found"
 
 
 @contextmanager
@@ -250,7 +194,7 @@ def at_work(*jobs: Callable[[], object]) -> Iterator[threading.Event]:
 
 
 def test_no_answer_is_missed_while_journals_are_folded(
-    ours: Memo, theirs: Memo, answer_to: MakeAnswer, monkeypatch: pytest.MonkeyPatch
+    ours: Memo, theirs: Memo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memo_module, "FOLD_RECORDS", 16)
     written: list[str] = []  # keys whose answers are on disk
@@ -267,9 +211,9 @@ def test_no_answer_is_missed_while_journals_are_folded(
     def answered() -> None:
         for key in rng.sample(open_keys, 5):
             known = key in written
-            assert ours.answered(key) or not known
+            assert watch.answered(key) or not known
 
-    ours.opened(open_keys, ours.look_up(open_keys).generation)
+    watch = Watch(ours, open_keys)
     with at_work(look_up(ours), look_up(theirs), answered) as over:
         for start in range(0, 240, 4):
             for memo in (ours, theirs):
@@ -284,4 +228,4 @@ def test_no_answer_is_missed_while_journals_are_folded(
     assert not journals(ours.journal_folder) and ours._own == {}
     assert ours.database.query("SELECT count(*), count(DISTINCT key) FROM answers") == [(480, 480)]
     assert ours.database.query("SELECT count(*) FROM history") == [(0,)]
-    assert len(ours.database.segments("answers")) > 2  # folded meanwhile
+    assert len(ours.database.archive.segments("answers")) > 2  # folded meanwhile

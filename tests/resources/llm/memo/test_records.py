@@ -30,7 +30,7 @@ from resources.llm.memo.records import (
     to_json,
 )
 from resources.llm.rate_limit import Limits
-from resources.llm.retry import Persistence
+from resources.llm.retry import RetrySettings
 
 ASKED = LLMRequest(
     "generator",
@@ -179,15 +179,15 @@ def test_transport_settings_and_keys_do_not_change_the_key(
     settings = service.CallSettings(tmp_path / "memo")
     with loopback.Loopback() as server:
 
-        def ask(api_key: str, limits: Limits, persistence: Persistence) -> Any:
-            monkeypatch.setattr(service, "_pacers", {})  # as in another process
+        def ask(api_key: str, limits: Limits, persistence: RetrySettings) -> Any:
+            monkeypatch.setattr(service, "_limiters", {})  # as in another process
             monkeypatch.setenv("OPENAI_API_KEY", api_key)
             endpoint = service.Endpoint("openai", "model-1", f"{server.url}/v1", limits, persistence)
             [answer] = service.open_llm(endpoint, settings, embedded=lambda: None).complete_all([request])
             return answer
 
-        first = ask("key-number-one", Limits(1), Persistence())
-        other = ask("key-number-two", Limits(9, 1000, 100_000), Persistence(5.0, 2, 7.0, 0.1))
+        first = ask("key-number-one", Limits(1), RetrySettings())
+        other = ask("key-number-two", Limits(9, 1000, 100_000), RetrySettings(5.0, 2, 7.0, 0.1))
         assert isinstance(first, LLMResponse) and first == other
         assert len(server.calls) == 1
         close_memos()
@@ -225,7 +225,7 @@ def test_what_the_database_cannot_hold_is_written_as_what_it_can() -> None:
     asked = dataclasses.replace(ASKED, label="\ud800", model="\udfff")
     response = LLMResponse("one \ud83d half", "\ud800", "stop", 10**30, 4)
     answer = new_answer("gemini", "", asked, question_of("gemini", "", asked), response, Asker("\udc00"), None)
-    assert answer.response().text == "one ? half"
+    assert answer.stored().response().text == "one ? half"
     read = from_json(json.loads(canonical(to_json(answer))))
     assert isinstance(read, Answer)
     assert (read.text, read.label, read.model, read.reported_model, read.asset) == ("one ? half", "?", "?", "?", "?")

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import duckdb
 import pytest
+from scripted import make_answer
 
 from resources.errors import ActError
 from resources.llm.memo import database as database_module
 from resources.llm.memo.database import Database
 from resources.llm.memo.journal import journals
 from resources.llm.memo.memo import Memo
-from resources.llm.memo.records import Answer, Use
+from resources.llm.memo.records import Use
 from resources.llm.memo.schema import ANSWERS, MIGRATIONS, answers_of, migrate, schema_version, to_arrow
 
-MakeAnswer = Callable[..., Answer]
 KEYS = [f"key {i}" for i in range(100)]
 SECOND = """
     CREATE TABLE lengths AS SELECT key, length(text) AS letters FROM answers;
@@ -27,7 +26,7 @@ SECOND = """
 
 
 @pytest.fixture
-def filled(tmp_path: Path, make_answer: MakeAnswer) -> Path:
+def filled(tmp_path: Path) -> Path:
     """A memo folder of the first schema with answers, history and uses."""
     database = Database(tmp_path / "memo")
     answers = [make_answer(key, 1.0) for key in KEYS]
@@ -55,7 +54,7 @@ def test_a_new_memo_has_the_newest_schema(filled: Path) -> None:
 
 @pytest.mark.parametrize("steps", [(SECOND,), (SECOND, "ALTER TABLE lengths ADD COLUMN words BIGINT")])
 def test_a_further_step_keeps_every_paid_answer(
-    filled: Path, make_answer: MakeAnswer, monkeypatch: pytest.MonkeyPatch, steps: tuple[str, ...]
+    filled: Path, monkeypatch: pytest.MonkeyPatch, steps: tuple[str, ...]
 ) -> None:
     before = Database(filled).look_up(KEYS)
     migrations(monkeypatch, *steps)
@@ -73,7 +72,7 @@ def test_a_further_step_keeps_every_paid_answer(
     "mistake", ["SELECT error('no')", "SELECT * FROM nowhere", "INSERT INTO answers (id) VALUES ('x')", "no SQL"]
 )
 def test_a_step_that_fails_half_way_changes_nothing(
-    filled: Path, make_answer: MakeAnswer, monkeypatch: pytest.MonkeyPatch, mistake: str
+    filled: Path, monkeypatch: pytest.MonkeyPatch, mistake: str
 ) -> None:
     before = Database(filled).look_up(KEYS)
     with monkeypatch.context() as meanwhile:
@@ -98,9 +97,7 @@ def test_a_step_that_fails_half_way_changes_nothing(
         database.query("SELECT * FROM half")
 
 
-def test_a_memo_of_a_newer_version_is_refused_and_untouched(
-    filled: Path, make_answer: MakeAnswer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_memo_of_a_newer_version_is_refused_and_untouched(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as newer:
         migrations(newer, SECOND, "CREATE TABLE more (x INTEGER)")
         Database(filled).look_up(KEYS)
@@ -116,9 +113,7 @@ def test_a_memo_of_a_newer_version_is_refused_and_untouched(
     assert {p.name: p.read_bytes() for p in filled.rglob("*") if p.is_file()} == content
 
 
-def test_answers_paid_meanwhile_stay_in_their_journal(
-    filled: Path, make_answer: MakeAnswer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_answers_paid_meanwhile_stay_in_their_journal(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     memo = Memo(filled)
     memo.append([make_answer("new")])
     with monkeypatch.context() as newer:
@@ -131,17 +126,15 @@ def test_answers_paid_meanwhile_stay_in_their_journal(
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Asia/Tokyo"])
-def test_answers_survive_the_way_through_arrow(
-    make_answer: MakeAnswer, monkeypatch: pytest.MonkeyPatch, zone: str
-) -> None:
+def test_answers_survive_the_way_through_arrow(monkeypatch: pytest.MonkeyPatch, zone: str) -> None:
     with monkeypatch.context() as elsewhere:
         elsewhere.setenv("TZ", zone)
         time.tzset()
-        there_and_back(make_answer)
+        there_and_back()
     time.tzset()
 
 
-def there_and_back(make_answer: MakeAnswer) -> None:
+def there_and_back() -> None:
     answers = [make_answer("a", 1732108801.123456, cost_usd=None), make_answer("b", 0.0, text="\0😀")]
     assert answers_of(to_arrow(answers, ANSWERS)) == answers
     assert answers_of(to_arrow([], ANSWERS)) == []

@@ -1,4 +1,4 @@
-"""The LLM roles of the method: generator M, annotator G, classifier A, intent summariser and simulator U.
+"""The LLM roles of the method: generator M, annotator G, classifier A, simulator U and the intents.
 
 Each role turns typed records into requests and texts back into results; one result per item, in
 order, where a failed item is an `LLMFailure` and never a text.

@@ -18,7 +18,7 @@ class Classifier(Labeller):
     name = "classifier"
 
     def example(self, conversation: Conversation, number: int) -> Example:
-        """The conversation up to its last response that takes the action of this number, or whole where none does."""
+        """Up to the last response that takes the action of this number; whole where none does."""
         action = self.task.action_names[number % len(self.task.action_names)]
         turns = conversation.turns
         last = max((i for i, t in enumerate(turns) if t.action == action), default=len(turns) - 1)

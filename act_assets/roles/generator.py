@@ -45,15 +45,15 @@ class Generator(Role):
         seeds: Sequence[int],
         on_done: OnDone | None = None,
     ) -> list[RoleResult]:
-        """A response to each turn that takes the action given for it, in order; `seeds` tell draws apart."""
+        """A response to each turn by the action given for it, in order; `seeds` tell draws apart."""
         return self.answers(self.requests(turns, actions, seeds), on_done)
 
     def read(self, text: str) -> str | None:
-        """The text whole: several questions stay several questions, so that length and closing are no cue."""
+        """All of it: several questions stay several, so that length and closing are no cue."""
         return spoken(text, "Assistant") or None
 
     def _narrated(self, line: Line) -> Line:
-        # A prompt carries no labels of earlier turns; the rule says what they did, so that the format stays one.
+        # A prompt carries no labels of earlier turns; the rule says what they did.
         if line.speaker == "User":
             return line
         return replace(line, action=self.task.action(self.task.judge.rule_action(line.text)))

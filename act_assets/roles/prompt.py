@@ -49,7 +49,7 @@ _ENVIRONMENT = SandboxedEnvironment(undefined=StrictUndefined, trim_blocks=True,
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One utterance of a transcript. `action` is that of an Assistant utterance, None where it is not given."""
+    """One utterance of a transcript. `action` is the Assistant's, None where it is not given."""
 
     speaker: Literal["User", "Assistant"]
     text: str
@@ -65,7 +65,7 @@ class Example:
 
 
 def grounding_text(blocks: Iterable[ContextBlock]) -> str:
-    """Grounding as text: one block a line, under a heading for each section in order of appearance."""
+    """Grounding as text: one block a line, under a heading for each section, in order."""
     sections: dict[str, list[str]] = {}
     for block in blocks:
         sections.setdefault(block.section, []).append(one_line(block.text))
@@ -83,7 +83,7 @@ def trajectory_lines(utterances: Iterable[Utterance]) -> tuple[Line, ...]:
 
 
 def conversation_lines(task: Task, conversation: Conversation, turns: Iterable[Turn] | None = None) -> tuple[Line, ...]:
-    """A conversation (or its first turns) as a transcript, with the action of every annotated Assistant utterance."""
+    """A conversation (or its first turns) as a transcript, with the annotated actions."""
     lines = list(history_lines(conversation.history))
     for turn in conversation.turns if turns is None else turns:
         lines.append(Line("User", one_line(turn.user)))
@@ -100,7 +100,7 @@ class PromptTemplate:
     sections: tuple[tuple[SectionName, Template], ...]
 
     def render(self, **variables: object) -> tuple[ChatMessage, ...]:
-        """The messages, in the order of the file. Raises PromptError naming file, line and variable."""
+        """The messages, in the file's order. Raises PromptError naming file, line and variable."""
         messages = []
         for name, template in self.sections:
             try:
@@ -133,7 +133,7 @@ def prompt_path(role: str, task: str, prompts_dir: Path | None = None) -> Path:
 
 
 def prompt_hash(role: str, task: str, prompts_dir: Path | None = None) -> str:
-    """sha256 of a prompt file (hex), the data version of its asset; `not asked` where the task never asks that role.
+    """sha256 of a prompt file (hex); `not asked` where the task never asks that role.
 
     Raises PromptError where the file is missing.
     """

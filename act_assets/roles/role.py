@@ -1,4 +1,4 @@
-"""What the roles share: the typed subject of a question, asking a model, and reading what it wrote."""
+"""What the roles share: the subject of a question, asking a model, reading what it wrote."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ class WithoutModel:
 
 
 def require_all(results: Sequence[RoleResult], what: str) -> list[str]:
-    """The texts, where every item has one. Raises RoleError naming the first five of those that have none.
+    """The texts, where every item has one. Raises RoleError naming the first five that have none.
 
     `what` names the work in the message, for example `intent summaries`.
     """
@@ -264,7 +264,7 @@ def parse_action(text: str, task: Task) -> str | None:
 
 
 def draw_in_context(conversations: Sequence[Conversation], number: int, seed: int) -> tuple[Conversation, ...]:
-    """Up to `number` training conversations for prompts (appendix F), seeded; fewer where there are fewer."""
+    """Up to `number` training conversations for prompts (appendix F), drawn with the seed."""
     chosen = random.Random(derive_seed(seed, "in_context")).sample(
         range(len(conversations)), min(number, len(conversations))
     )

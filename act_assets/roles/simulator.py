@@ -43,7 +43,7 @@ class Simulator(Role):
     ) -> list[RoleResult]:
         """What the user of each turn says next, in order.
 
-        `trajectories` are the utterances since the turn's prompt; each ends with the policy's question.
+        `trajectories` are the utterances since the turn's prompt; each ends with a question.
         """
         return self.answers(self.requests(turns, intents, trajectories), on_done)
 
@@ -53,8 +53,8 @@ class Simulator(Role):
 
 
 class GoldUser(WithoutModel):
-    """The user as annotated, for the oracle test: answers the k-th question with the k-th gold reply,
-    and states the clear request once they are used up."""
+    """The user as annotated, for the oracle test: answers the k-th question with the k-th gold
+    reply, and states the clear request once they are used up."""
 
     def reply(
         self,

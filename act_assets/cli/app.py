@@ -85,9 +85,13 @@ def run(
     _check(task, train_size, profile, max_cost)
     from act_assets.defs.launch import materialize
     from act_assets.defs.resources import ActSettings, stage_run
+    from act_assets.pipeline.graph import STAGES
+    from act_assets.pipeline.stage import up_to_date
     from act_assets.training.preflight import TRAININGS, check_training
 
-    check_training(stage_run(profile, seed, task, train_size), TRAININGS if method == "act" else TRAININGS[:1])
+    run = stage_run(profile, seed, task, train_size)
+    trainings = TRAININGS if method == "act" else TRAININGS[:1]
+    check_training(run.profile, lambda: all(up_to_date(STAGES, name, run) for name in trainings))
     started = time.monotonic()
     err.print(f"[bold]{task}|{train_size}[/]  method {method}, profile {profile}, seed {seed}")
     with _announced():

@@ -13,7 +13,8 @@ import dagster as dg
 from pydantic import Field
 
 from act_assets.home import act_home, memo_folder, prompts_folder
-from act_assets.pipeline.stage import StageRun
+from act_assets.pipeline.graph import STAGES
+from act_assets.pipeline.stage import StageRun, up_to_date
 from act_assets.profile import load_profile
 from act_assets.progress import bars
 from act_assets.roles.build import check_roles
@@ -69,7 +70,7 @@ class ActSettings(dg.ConfigurableResource[Any]):
         )
         selected = {key.path[-1] for key in context.selected_asset_keys}
         if trainings := [name for name in TRAININGS if name in selected]:
-            check_training(run, trainings)
+            check_training(run.profile, lambda: all(up_to_date(STAGES, name, run) for name in trainings))
         return run
 
 

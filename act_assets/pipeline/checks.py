@@ -10,7 +10,7 @@ from pathlib import Path
 from act_assets.conversation import AmbiguousTwin, Conversation, PreferencePair
 from act_assets.tasks.base import Task
 from act_assets.tasks.rules import same_text
-from act_assets.training.history import TrainingPoint
+from act_assets.training.logging import TrainingPoint
 
 
 @dataclass(frozen=True, slots=True)

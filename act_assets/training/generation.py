@@ -152,7 +152,7 @@ class TransformersEngine:
                 input_ids=ids,
                 attention_mask=mask[:, : width + step],
                 position_ids=positions,
-                past_key_values=cache,
+                cache=cache,
                 use_cache=True,
                 logits_to_keep=1,
             ).logits[:, -1]

@@ -18,9 +18,9 @@ from act_assets.roles.build import Cast, usage_facts
 from act_assets.rows import read_rows, write_rows
 from act_assets.tasks import get_task
 from act_assets.tasks.base import Task, Tools
-from act_assets.training.history import TrainingPoint
-from act_assets.training.memory import out_of_memory_advised
+from act_assets.training.logging import TrainingPoint
 from act_assets.training.optimizer import is_first_process
+from act_assets.training.preflight import out_of_memory_advised
 from resources.embedder import default_embedder
 from resources.llm.service import CallSettings
 
@@ -38,7 +38,7 @@ class Job:
     prompts_dir: Path
     calls: CallSettings
     folder: Path
-    work: Path  # what a run that was cut short goes on from
+    work: Path  # what a run that was cut short resumes from
 
     @staticmethod
     def read(path: Path) -> Job:

@@ -1,6 +1,7 @@
-"""Whole weights and optimiser moments out of a model that may be spread over processes, and back.
+"""Whole weights and optimizer moments out of a model that may be spread over processes, and back.
 
-One form for all: names and whole fp32 tensors, so that a run begun with one launcher goes on with another.
+One form for all: names and whole fp32 tensors, so that a run begun with one launcher resumes under
+another. Every method is collective: all processes have to call it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,12 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Sharding:
-    """Every process holds all of it: one process, or DDP."""
+    """Every process holds all of it: one process, or DDP.
+
+    `weights` are the trained ones by name, `moments` AdamW's as `<name>/exp_avg` and
+    `<name>/exp_avg_sq`: whole, fp32, on the CPU of the first process; empty on the others. Within
+    `whole` every process has all weights, and may compute without the others.
+    """
 
     def __init__(self, accelerator: Any, model: Any, optimizer: Any) -> None:
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer

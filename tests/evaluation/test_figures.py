@@ -23,7 +23,7 @@ from act_assets.evaluation.report.figures import (
     verdict_counts,
 )
 from act_assets.training.act import Rollout, Verdict
-from act_assets.training.history import TrainingPoint
+from act_assets.training.logging import TrainingPoint
 
 
 def pixels(png: bytes) -> np.ndarray:

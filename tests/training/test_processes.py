@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from act_assets.training.history import TrainingPoint
+from act_assets.training.logging import TrainingPoint
 from resources import compute as launching
 from resources.settings import Compute
 

@@ -14,7 +14,7 @@ from act_assets.tasks.base import Task
 from act_assets.training.act import gold_completion
 from act_assets.training.base_policy import build_model, make_base_policy
 from act_assets.training.chat_template import ChatFormat
-from act_assets.training.history import TrainingPoint
+from act_assets.training.logging import TrainingPoint
 from act_assets.training.policy import PromptEncoder, save_model
 from act_assets.training.sft import response_row, train_sft
 from resources.errors import TrainingError

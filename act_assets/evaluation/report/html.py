@@ -45,7 +45,7 @@ from act_assets.pipeline.stage import TRAIN_SIZES, StageRun
 from act_assets.roles.build import describe, describe_labels
 from act_assets.rows import read_rows
 from act_assets.training.act import Rollout
-from act_assets.training.history import TrainingPoint
+from act_assets.training.logging import TrainingPoint
 from resources.artifacts import Artifact
 
 METHODS = ("sft", "act")

@@ -3,7 +3,6 @@
     <work>/states/step-00000012/                 NAME.safetensors, record.json; manifest.json, written last
     <work>/states/.writing-<pid>-step-00000012   one that is being written
     <work>/states/.replaced-<pid>-step-00000012  one that gives its place to another of the same step
-    <work>/states/.removing-<pid>-step-00000012  one that is being deleted
     <work>/kept-03/                              the model of the best epoch so far
     <work>/rollouts/epoch-03.parquet             finished epochs' rollouts
 
@@ -15,8 +14,8 @@ put right by the next.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -28,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from act_assets.training.optimizer import Updater
-from resources.artifacts import process_is_alive
+from resources.artifacts import fault_of, file_facts, process_is_alive
 from resources.errors import TrainingError
 from resources.files import atomic_dir, atomic_file, sync
 from resources.settings import Compute
@@ -129,8 +128,6 @@ class StateStore:
     def clear(self) -> None:
         """Removes the whole folder. Raises TrainingError where it may not."""
         try:
-            for step, path in reversed(self._states()):  # oldest first: if it ends half-way, the newest is there
-                path.rename(self._named("removing", f"step-{step:08d}"))
             shutil.rmtree(self.folder)
         except FileNotFoundError:
             return
@@ -151,7 +148,7 @@ class StateStore:
             whole = {key: tensor.detach().contiguous() for key, tensor in group.items()}
             save_file(whole, folder / (name + SUFFIX), {"format": "pt"})
         (folder / RECORD).write_bytes(record)
-        files = {p.name: {"sha256": _sha256(p), "bytes": p.stat().st_size} for p in sorted(folder.iterdir())}
+        files = file_facts(folder, sorted(folder.iterdir()))
         manifest = json.dumps({"step": step, "files": files}, indent=1).encode() + b"\n"
         (folder / MANIFEST).write_bytes(manifest)
         for path in (*folder.iterdir(), folder):
@@ -178,8 +175,8 @@ class StateStore:
             if number > step:
                 continue  # damaged, or this run would have resumed from it: its own step will replace it
             if kept == self.keep:
-                path.rename(self._named("removing", path.name))  # `_tidy` deletes it
-            elif not _damage(path, number, hashes=False):
+                shutil.rmtree(path, ignore_errors=True)
+            elif not _damage(path, number, hash_up_to=-1):
                 kept += 1
 
     def _named(self, kind: str, name: str) -> Path:
@@ -316,11 +313,6 @@ def _disk_error(error: Exception) -> int | None:
     return number if number in _DISK_ERRORS else None
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _forget(path: Path) -> None:
     """Drops a synced file from the page cache, so that reading it asks the disk."""
     if path.is_file() and hasattr(os, "posix_fadvise"):
@@ -331,26 +323,14 @@ def _forget(path: Path) -> None:
             os.close(descriptor)
 
 
-def _damage(folder: Path, step: int, *, hashes: bool = True) -> str:
-    """What is wrong with a state, or nothing."""
+def _damage(folder: Path, step: int, *, hash_up_to: float = math.inf) -> str:
+    """What is wrong with a state, or nothing; of files larger than `hash_up_to` bytes by size alone."""
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
-        files = {str(name): (str(facts["sha256"]), int(facts["bytes"])) for name, facts in manifest["files"].items()}
-        if manifest["step"] != step or RECORD not in files:
+        if manifest["step"] != step or RECORD not in manifest["files"]:
             return f"{MANIFEST} is of another state"
+        return fault_of(folder, manifest["files"], hash_up_to)
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        return f"{MANIFEST} cannot be read: {type(error).__name__}: {error}"
-    for name, (sha256, size) in files.items():
-        try:
-            found = (folder / name).stat().st_size
-            if found != size:
-                return f"{name} has {found} bytes instead of {size}"
-            if hashes and _sha256(folder / name) != sha256:
-                return f"{name} has another hash than in {MANIFEST}"
-        except FileNotFoundError:
-            return f"{name} is missing"
-        except (OSError, ValueError) as error:
-            return f"{name} cannot be read: {error}"
-    return ""
+        return f"{MANIFEST} or what it lists cannot be read: {type(error).__name__}: {error}"

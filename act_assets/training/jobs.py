@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def run_job(job: Job) -> dict[str, Any]:
         return {}
     if points:
         write_rows(job.folder / "history.parquet", points, TrainingPoint)
-    facts = {**facts, **_versions()}
+    facts |= {f"version_{name}": version(name) for name in ("torch", "transformers", "trl")}
     (job.folder / "logs").mkdir(exist_ok=True)
     (job.folder / "logs" / "facts.json").write_text(json.dumps(facts, indent=1, allow_nan=False) + "\n")
     return facts
@@ -146,9 +147,3 @@ _JOBS: dict[str, Callable[[Job], Result]] = {
     "sft_checkpoint": _sft,
     "act_checkpoint": _act,
 }
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {f"version_{name}": version(name) for name in ("torch", "transformers", "trl")}

@@ -163,20 +163,20 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no tensors": (lambda f: (f / "optimizer.safetensors").unlink(), "optimizer.safetensors is missing"),
     "no record": (lambda f: (f / "record.json").unlink(), "record.json is missing"),
     "no manifest": (lambda f: (f / "manifest.json").unlink(), "manifest.json is missing"),
-    "empty manifest": (lambda f: (f / "manifest.json").write_bytes(b""), "manifest.json cannot be read"),
-    "binary manifest": (lambda f: (f / "manifest.json").write_bytes(b"\xff\x00" * 9), "manifest.json cannot be read"),
-    "deep manifest": (lambda f: (f / "manifest.json").write_text("[" * 99999), "manifest.json cannot be read"),
-    "another manifest": (lambda f: (f / "manifest.json").write_text("[]"), "manifest.json cannot be read"),
+    "empty manifest": (lambda f: (f / "manifest.json").write_bytes(b""), "cannot be read"),
+    "binary manifest": (lambda f: (f / "manifest.json").write_bytes(b"\xff\x00" * 9), "cannot be read"),
+    "deep manifest": (lambda f: (f / "manifest.json").write_text("[" * 99999), "cannot be read"),
+    "another manifest": (lambda f: (f / "manifest.json").write_text("[]"), "cannot be read"),
     "names only": (
-        lambda f: (f / "manifest.json").write_text('{"step": 2, "files": {"a": 1}}'),
-        "manifest.json cannot",
+        lambda f: (f / "manifest.json").write_text('{"step": 2, "files": {"record.json": 1}}'),
+        "cannot be read",
     ),
     "nothing listed": (lambda f: (f / "manifest.json").write_text('{"step": 2, "files": {}}'), "of another state"),
     "another's folder": (
         lambda f: (shutil.rmtree(f), shutil.copytree(f.with_name("step-00000001"), f)),
         "manifest.json is of another state",
     ),
-    "a file for a folder": (lambda f: (shutil.rmtree(f), f.write_text("x")), "manifest.json cannot be read"),
+    "a file for a folder": (lambda f: (shutil.rmtree(f), f.write_text("x")), "cannot be read"),
 }
 
 

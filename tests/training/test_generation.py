@@ -6,8 +6,7 @@ import copy
 import hashlib
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -349,30 +348,6 @@ def test_a_push_waits_for_the_sample_that_is_under_way(
     thread.join(10)
     assert sampled == [expected]
     assert _sample(engine, prompts) != expected
-
-
-def test_sharded_weights_are_made_whole_once_per_call(chat: ChatFormat, prompts: list[tuple[int, ...]]) -> None:
-    """Making them whole is collective: a process without prompts takes part."""
-    policy = _architectures(len(chat.tokenizer))[0]
-    entered: list[str] = []
-
-    @contextmanager
-    def whole() -> Iterator[None]:
-        entered.append("in")
-        yield
-        entered.append("out")
-
-    engine = _engine(policy, chat, batch_size=2, whole=whole)
-    _sample(engine, prompts[:6], length=2)
-    _sample(engine, [], length=2)
-    assert entered == ["in", "out"] * 2
-    engine.push(4)
-    assert engine.version == 4
-    entered.clear()
-    copied = _engine(policy, chat, snapshot=True, whole=whole)
-    _sample(copied, prompts[:6], length=2)
-    copied.push(1)
-    assert entered == ["in", "out"] * 2, "to copy, and to push"
 
 
 # Rollouts

@@ -196,8 +196,8 @@ class Meter:
             facts["share_other"] = round(max(0.0, 1 - sum(shares.values())), 4)
             for name, time_beside in self._overlapped.items():
                 facts[f"overlapped_{name}"] = round(time_beside / seconds, 4) if seconds else 0.0
-            for name in ("pairs", "turns", "trained_tokens", "generated_tokens"):
-                facts[f"{name.removeprefix('trained_')}_per_second"] = self._rate(name, seconds)
+            for counted in ("pairs", "turns", "trained_tokens", "generated_tokens"):
+                facts[f"{counted.removeprefix('trained_')}_per_second"] = self._rate(counted, seconds)
             facts["model_flops_utilisation"] = self._utilisation(seconds)
             facts["peak_memory_mb"] = int(self._memory())
             facts["seconds"] = round(seconds, 2)

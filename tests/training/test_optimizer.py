@@ -10,43 +10,17 @@ from typing import Any
 import pytest
 import torch
 
-from act_assets.conversation import TurnState
-from act_assets.preference import build_pairs
-from act_assets.profile import Optimisation, Profile
-from act_assets.roles import EmbeddedProvider, Generator, RoleSettings
-from act_assets.tasks.base import Task
-from act_assets.training.act import Pair, initial_pair
-from act_assets.training.base_policy import build_model
+from act_assets.profile import Optimisation
+from act_assets.training.act import Pair
 from act_assets.training.chat_template import ChatFormat
 from act_assets.training.logprobs import ReferenceScores, dpo_terms, sequence_log_probs, sizes, text_key
 from act_assets.training.optimizer import Updater
 from act_assets.training.packing import Batch, rows_of
-from act_assets.training.policy import PromptEncoder
 from resources.errors import TrainingError
-from resources.llm.client import LLM
 from resources.settings import Compute
 
 STEPS, BATCH = 20, 4
 SETTINGS = Optimisation(epochs=5, learning_rate=1e-3, batch_size=BATCH, weight_decay=0.01)
-
-
-@pytest.fixture(scope="module")
-def chat(tiny_tokenizer: Any) -> ChatFormat:
-    return ChatFormat(tiny_tokenizer)
-
-
-@pytest.fixture(scope="module")
-def pairs(pacific: Task, few_turns: list[TurnState], chat: ChatFormat) -> list[Pair]:
-    prompts, turns = PromptEncoder(pacific, chat, 320), {t.turn_id: t for t in few_turns}
-    role = RoleSettings("embedded", "embedded-rules-1", 0.0, 64, 0)
-    made = build_pairs(pacific, few_turns, Generator(LLM(EmbeddedProvider()), role, pacific, ()), 0)[0]
-    return [initial_pair(turns[p.turn_id], p, prompts, 1280) for p in made][:16]
-
-
-@pytest.fixture(scope="module")
-def model(tiny_profile: Profile, chat: ChatFormat) -> Any:
-    assert tiny_profile.policy.scratch is not None
-    return build_model(tiny_profile.policy.scratch, len(chat.tokenizer), 1280, chat, seed=1)
 
 
 def _ours(
@@ -156,18 +130,27 @@ def test_a_state_put_back_gives_the_updates_that_followed_it(model: Any, chat: C
     _, half = _ours(model, chat, pairs, steps=STEPS // 2)
     whole, done = _ours(model, chat, pairs)
     again = Updater(copy.deepcopy(model), SETTINGS, Compute(), STEPS, 0, "a test")
-    again.restore(half.step_count, half.weights(), half.moments())
+    again.restore(half.step_count, half.sharding.weights(), half.sharding.moments())
     assert again.step_count == STEPS // 2
     assert again.learning_rate(again.step_count) == half.learning_rate(half.step_count) > 0
-    assert all(torch.equal(a, b) for a, b in zip(half.weights().values(), again.weights().values(), strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(half.moments().values(), again.moments().values(), strict=True))
-    assert not all(torch.equal(a, b) for a, b in zip(half.weights().values(), done.weights().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(half.sharding.weights().values(), again.sharding.weights().values(), strict=True)
+    )
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(half.sharding.moments().values(), again.sharding.moments().values(), strict=True)
+    )
+    assert not all(
+        torch.equal(a, b)
+        for a, b in zip(half.sharding.weights().values(), done.sharding.weights().values(), strict=True)
+    )
     assert len(whole) == STEPS
 
 
 def test_a_loss_that_is_not_finite_changes_nothing(model: Any, chat: ChatFormat, pairs: list[Pair]) -> None:
     _, updater = _ours(model, chat, pairs, steps=2)
-    before = updater.weights()
+    before = updater.sharding.weights()
     rows = [rows_of(pair.rows, share=True) for pair in pairs[:2]]
 
     def broken(chosen: Any) -> Any:
@@ -176,7 +159,7 @@ def test_a_loss_that_is_not_finite_changes_nothing(model: Any, chat: ChatFormat,
 
     with pytest.raises(TrainingError, match=r"(?s)loss became nan at update 3.*lower the learning rate"):
         updater.step(sizes(rows), broken)
-    assert all(torch.equal(a, b) for a, b in zip(before.values(), updater.weights().values(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), updater.sharding.weights().values(), strict=True))
     assert updater.step_count == 2
 
 

@@ -69,7 +69,7 @@ def write_base(folder: Path) -> None:
 
 
 def train(variant: Variant, folder: Path) -> tuple[dict[str, Any], list[Any]]:
-    """Trains into `folder/out`, going on from `folder/work`; gives facts and points."""
+    """Trains into `folder/out`, resuming from `folder/work`; gives facts and points."""
     from act_assets.preference import build_pairs
     from act_assets.roles import Classifier, EmbeddedProvider, Generator, RoleSettings, Simulator
     from act_assets.tasks import get_task

@@ -118,6 +118,10 @@ def test_the_losses_are_those_of_trls_dpo_trainer_at_every_step(
         assert max(abs(a - b) for a, b in zip(losses, expected, strict=True)) <= 1e-5
 
 
+def _same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.values(), other.values(), strict=True))
+
+
 @pytest.mark.parametrize("limit", [1, 700, None])
 def test_the_size_of_a_pass_changes_no_loss(model: Any, chat: ChatFormat, pairs: list[Pair], limit: int | None) -> None:
     compute = Compute(micro_batch_tokens=limit, gradient_checkpointing=limit == 700)
@@ -133,18 +137,9 @@ def test_a_state_put_back_gives_the_updates_that_followed_it(model: Any, chat: C
     again.restore(half.step_count, half.sharding.weights(), half.sharding.moments())
     assert again.step_count == STEPS // 2
     assert again.learning_rate(again.step_count) == half.learning_rate(half.step_count) > 0
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(half.sharding.weights().values(), again.sharding.weights().values(), strict=True)
-    )
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(half.sharding.moments().values(), again.sharding.moments().values(), strict=True)
-    )
-    assert not all(
-        torch.equal(a, b)
-        for a, b in zip(half.sharding.weights().values(), done.sharding.weights().values(), strict=True)
-    )
+    assert _same(half.sharding.weights(), again.sharding.weights())
+    assert _same(half.sharding.moments(), again.sharding.moments())
+    assert not _same(half.sharding.weights(), done.sharding.weights())
     assert len(whole) == STEPS
 
 
@@ -159,7 +154,7 @@ def test_a_loss_that_is_not_finite_changes_nothing(model: Any, chat: ChatFormat,
 
     with pytest.raises(TrainingError, match=r"(?s)loss became nan at update 3.*lower the learning rate"):
         updater.step(sizes(rows), broken)
-    assert all(torch.equal(a, b) for a, b in zip(before.values(), updater.sharding.weights().values(), strict=True))
+    assert _same(before, updater.sharding.weights())
     assert updater.step_count == 2
 
 

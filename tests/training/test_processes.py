@@ -82,7 +82,7 @@ def test_in_mixed_precision_gradients_are_averaged_and_the_policy_begins_as_the_
 
 @pytest.mark.end_to_end
 @pytest.mark.parametrize("strategy", ["zero2", "zero3"])
-def test_a_training_begun_by_one_process_goes_on_with_two(
+def test_a_training_begun_by_one_process_resumes_with_two(
     small: Any, strategy: str, alone: Callable[[str], list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from act_assets.training.optimizer import Updater

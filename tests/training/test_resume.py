@@ -1,4 +1,4 @@
-"""A training that is killed goes on where it was: the same losses, the same rollouts, the same weights."""
+"""A training that is killed resumes where it was: the same losses, the same rollouts, the same weights."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _killed(variant: str, folder: Path, after: int) -> None:
 
 
 @pytest.mark.parametrize("variant", ["sft", "sft-lora", "act", "act-ahead", "act-lora"])
-def test_a_killed_training_goes_on_to_the_same_losses_and_weights(small: Any, variant: str, tmp_path: Path) -> None:
+def test_a_killed_training_resumes_to_the_same_losses_and_weights(small: Any, variant: str, tmp_path: Path) -> None:
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
     _, expected = small.train(small.VARIANTS[variant], tmp_path / "whole")
@@ -106,7 +106,7 @@ def _vanish_at_the_fourth_group(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SelfTraining, "__call__", vanishing)
 
 
-def test_a_vanished_endpoint_ends_with_a_state_to_go_on_from(
+def test_a_vanished_endpoint_ends_with_a_state_to_resume_from(
     small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "whole").mkdir()

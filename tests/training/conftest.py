@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,3 +52,17 @@ def pairs(
     prompts = PromptEncoder(pacific, ChatFormat(tiny_tokenizer), 320)
     turns = {t.turn_id: t for t in few_turns}
     return [initial_pair(turns[p.turn_id], p, prompts, 1280) for p in preference_pairs]
+
+
+@pytest.fixture(scope="session")
+def alone(small: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[list[Any], Path]]:
+    """The points and the files of a small training in this process, by variant; each trained once."""
+    found: dict[str, tuple[list[Any], Path]] = {}
+
+    def trained(variant: str) -> tuple[list[Any], Path]:
+        if variant not in found:
+            folder = tmp_path_factory.mktemp(variant)
+            found[variant] = (small.train(small.VARIANTS[variant], folder)[1], folder / "out")
+        return found[variant]
+
+    return trained

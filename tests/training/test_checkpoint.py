@@ -70,10 +70,6 @@ def store(tmp_path: Path) -> StateStore:
     return StateStore(tmp_path / "run" / "states", 2, WHERE)
 
 
-def test_where_nothing_was_saved_there_is_no_state(store: StateStore) -> None:
-    assert store.latest() is None and store.skipped == []
-
-
 def test_a_state_returns_bit_for_bit(store: StateStore) -> None:
     generator = torch.Generator().manual_seed(3)
     numbers = torch.randn(6, 4, generator=generator)
@@ -121,6 +117,9 @@ def test_the_newest_states_are_kept_and_the_older_removed(store: StateStore) -> 
     save(store, 1, 2, 3, 10)
     assert names(store.folder) == ["step-00000003", "step-00000010"]
     assert is_of(store.latest(), 10)
+    for _ in range(2):
+        store.clear()
+        assert not store.folder.exists() and store.latest() is None and store.skipped == []
     with pytest.raises(ValueError, match="at least one"):
         StateStore(store.folder, 0, WHERE)
 
@@ -140,13 +139,6 @@ def test_a_state_of_the_same_step_is_replaced(store: StateStore) -> None:
     found = store.latest()
     assert found is not None and found.record == {"try": 2} and found.tensors("weights")["w"].tolist() == [1, 1, 1]
     assert not (found.folder / "other.safetensors").exists() and names(store.folder) == ["step-00000004"]
-
-
-def test_clear_removes_the_folder(store: StateStore) -> None:
-    save(store, 1, 2)
-    store.clear()
-    assert not store.folder.exists() and store.latest() is None
-    store.clear()
 
 
 def _flip(path: Path, at: int) -> None:
@@ -188,7 +180,10 @@ def test_a_damaged_state_is_passed_over_named_and_left_there(store: StateStore, 
     assert is_of(store.latest(), 1)
     assert len(store.skipped) == 1 and store.skipped[0].startswith("step-00000002: ") and reason in store.skipped[0]
     assert names(store.folder) == ["step-00000001", "step-00000002"]
-    save(store, 2)  # resumed from step 1 it is made again
+    (store.folder / "step-00000001" / "record.json").unlink(missing_ok=True)
+    assert store.latest() is None
+    assert [line.split(":")[0] for line in store.skipped] == ["step-00000002", "step-00000001"], "all are named"
+    save(store, 2)
     assert is_of(store.latest(), 2) and store.skipped == []
 
 
@@ -204,14 +199,6 @@ def test_a_flipped_bit_of_a_manifest_is_noticed_or_harmless(store: StateStore) -
         noticed += bool(store.skipped)
         manifest.write_bytes(whole)
     assert noticed > 60
-
-
-def test_where_all_are_damaged_all_are_named(store: StateStore) -> None:
-    save(store, 1, 2)
-    for step in (1, 2):
-        (store.folder / f"step-0000000{step}" / "record.json").unlink()
-    assert store.latest() is None
-    assert [line.split(":")[0] for line in store.skipped] == ["step-00000002", "step-00000001"]
 
 
 def test_what_dead_processes_left_is_swept_and_what_living_ones_write_is_not(store: StateStore) -> None:

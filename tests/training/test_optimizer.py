@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import math
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from act_assets.training.packing import Batch, rows_of
 from resources.errors import TrainingError
 from resources.settings import Compute
 
+REPO = Path(__file__).resolve().parents[2]
 STEPS, BATCH = 20, 4
 SETTINGS = Optimisation(epochs=5, learning_rate=1e-3, batch_size=BATCH, weight_decay=0.01)
 
@@ -52,57 +54,32 @@ def _ours(
 
 
 def _trl(model: Any, chat: ChatFormat, pairs: list[Pair], folder: Path) -> list[float]:
-    from torch.utils.data import SequentialSampler
     from transformers import TrainerCallback
-    from trl import DPOConfig, DPOTrainer
 
-    from datasets import Dataset
-
+    spec = importlib.util.spec_from_file_location("train_step", REPO / "bench" / "train_step.py")
+    assert spec is not None
+    assert spec.loader is not None
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
     losses: list[float] = []
-
-    class InOrder(DPOTrainer):
-        def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-            return dataset
-
-        def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
-            return SequentialSampler(self.train_dataset)
 
     class Note(TrainerCallback):
         def on_log(self, *args: Any, logs: Any = None, **kwargs: Any) -> None:
             if "loss" in logs:
                 losses.append(float(logs["loss"]))
 
-    sides = {"prompt_ids": "prompt_ids", "chosen_ids": "chosen", "rejected_ids": "rejected"}
-    rows = [
-        {name: list(p.prompt_ids if of == "prompt_ids" else getattr(p, of).token_ids) for name, of in sides.items()}
-        for p in pairs
-    ]
-    InOrder(
-        model=copy.deepcopy(model),
-        ref_model=copy.deepcopy(model),
-        args=DPOConfig(
-            output_dir=str(folder),
-            beta=0.1,
-            max_length=None,
-            max_steps=STEPS,
-            per_device_train_batch_size=BATCH,
-            learning_rate=SETTINGS.learning_rate,
-            weight_decay=SETTINGS.weight_decay,
-            warmup_steps=SETTINGS.warm_up_ratio,
-            lr_scheduler_type="linear",
-            max_grad_norm=SETTINGS.max_grad_norm,
-            gradient_checkpointing=False,
-            bf16=False,
-            use_cpu=True,
-            optim="adamw_torch",
-            logging_steps=1,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-        ),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=chat.tokenizer,
-        callbacks=[Note()],
+    bench.trl_trainer(
+        model,
+        chat.tokenizer,
+        pairs,
+        folder,
+        Note(),
+        max_steps=STEPS,
+        per_device_train_batch_size=BATCH,
+        learning_rate=SETTINGS.learning_rate,
+        weight_decay=SETTINGS.weight_decay,
+        warmup_steps=SETTINGS.warm_up_ratio,
+        max_grad_norm=SETTINGS.max_grad_norm,
     ).train()
     return losses
 

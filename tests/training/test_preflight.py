@@ -63,6 +63,7 @@ def mistakes(profile: Profile, found: list[Device], parameters: int | None = Non
 
 def test_the_paper_profile_fits_the_papers_machine(paper: Profile) -> None:
     assert mistakes(paper, [A100] * 8, ZEPHYR) == []
+    assert mistakes(changed(paper, "compute", device="a100-sxm"), [A100] * 8) == [], "a part of the name will do"
 
 
 @pytest.mark.parametrize(
@@ -103,10 +104,6 @@ def test_a_pass_has_to_hold_one_pair(paper: Profile) -> None:
     plain = changed(paper, "act", prefix_sharing=False)
     assert mistakes(changed(plain, "compute", micro_batch_tokens=2 * 1280), [A100] * 8) == []
     assert mistakes(changed(plain, "compute", micro_batch_tokens=2 * 1280 - 1), [A100] * 8)
-
-
-def test_a_device_is_known_by_a_part_of_its_name_whatever_the_case(paper: Profile) -> None:
-    assert mistakes(changed(paper, "compute", device="a100-sxm"), [A100] * 8) == []
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3", "fsdp"])
@@ -265,15 +262,14 @@ def test_visible_devices_are_those_that_cuda_would_show(
     assert visible_devices() == expected
 
 
-def test_without_the_driver_there_are_no_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(devices_module.shutil, "which", lambda name: None)
-    monkeypatch.setattr(devices_module, "DRIVER", Path("/nonexistent"))
-    assert visible_devices() == []
-
-
-def test_a_driver_that_fails_is_no_device(nvidia_smi: Path) -> None:
+@pytest.mark.parametrize("broken", ["no driver", "failing"])
+def test_without_a_working_driver_there_are_no_devices(
+    nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
     nvidia_smi.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed because it could not communicate'; exit 9\n")
+    if broken == "no driver":
+        monkeypatch.setattr(devices_module.shutil, "which", lambda name: None)
+        monkeypatch.setattr(devices_module, "DRIVER", Path("/nonexistent"))
     assert visible_devices() == []
 
 

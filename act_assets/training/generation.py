@@ -248,13 +248,13 @@ def make_engine(
     snapshot: bool,
     model_path: str | Path,
     logs: Path,
-    max_length: int | None = None,
-    accelerator: Any = None,
+    max_length: int,
+    accelerator: Any,
 ) -> RolloutEngine:
     """The engine that a profile names. Raises TrainingError where it cannot run here.
 
     `model_path` holds the weights that vLLM starts from, `logs` what it says; `max_length` is the longest
-    conversation in tokens. `accelerator` is needed with several processes.
+    conversation in tokens.
     """
     if settings.name == "transformers":
         return TransformersEngine(

@@ -48,13 +48,17 @@ class Sharding:
     def restore(self, step: int, weights: Mapping[str, torch.Tensor], moments: Mapping[str, torch.Tensor]) -> None:
         import torch
 
+        on = self.accelerator.device if self.optimizer.param_groups[0].get("fused") else "cpu"
         with torch.no_grad():
             for name, p in self.trained():
-                p.copy_(weights[name])
+                p.copy_(self._like(weights[name], p))
                 if f"{name}/{MOMENTS[0]}" in moments:  # a weight that never had a gradient has none
-                    found = {m: moments[f"{name}/{m}"].to(p.device, copy=True) for m in MOMENTS}
-                    on = p.device if self.optimizer.param_groups[0].get("fused") else "cpu"
+                    found = {m: self._like(moments[f"{name}/{m}"], p) for m in MOMENTS}
                     self.optimizer.state[p] = {"step": torch.tensor(float(step), device=on), **found}
+
+    def _like(self, value: torch.Tensor, p: Any) -> Any:
+        """A whole tensor as this process holds it of a parameter."""
+        return value.to(p.device, copy=True)
 
     @contextmanager
     def whole(self) -> Iterator[None]:
@@ -179,21 +183,11 @@ class FullyShardedDataParallel(Sharding):
                 found |= self._on_main({f"{trained[id(p)]}/{m}": whole})
         return found
 
-    def restore(self, step: int, weights: Mapping[str, torch.Tensor], moments: Mapping[str, torch.Tensor]) -> None:
-        import torch
+    def _like(self, value: torch.Tensor, p: Any) -> Any:
         from torch.distributed.tensor import DTensor, distribute_tensor
 
-        def like(value: torch.Tensor, p: Any) -> Any:
-            on_device = value.to(self.accelerator.device)
-            return distribute_tensor(on_device, p.device_mesh, p.placements) if isinstance(p, DTensor) else on_device
-
-        with torch.no_grad():
-            for name, p in self.trained():
-                p.copy_(like(weights[name], p))
-                if f"{name}/{MOMENTS[0]}" in moments:
-                    found = {m: like(moments[f"{name}/{m}"], p) for m in MOMENTS}
-                    on = self.accelerator.device if self.optimizer.param_groups[0].get("fused") else "cpu"
-                    self.optimizer.state[p] = {"step": torch.tensor(float(step), device=on), **found}
+        value = value.to(self.accelerator.device)
+        return distribute_tensor(value, p.device_mesh, p.placements) if isinstance(p, DTensor) else value
 
     @contextmanager
     def whole(self) -> Iterator[None]:

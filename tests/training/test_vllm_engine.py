@@ -23,6 +23,7 @@ from resources.artifacts import process_is_alive
 from resources.errors import TrainingError
 
 END = 7
+ALONE: Any = SimpleNamespace(is_main_process=True, num_processes=1, wait_for_everyone=lambda: None)
 PROFILE = Engine(name="vllm", mode="server", memory_share=0.4, devices="1")
 # What vllm serve answers, as far as the engine asks; every request is written down before it is answered.
 FAKE = """
@@ -133,11 +134,10 @@ class Fake:
 
     def engine(self, model: Any = None, fault: str = "", **options: Any) -> VllmServerEngine:
         self._monkeypatch.setenv("FAKE_FAULT", fault)
-        logs = self.folder / "logs"
-        self.engines.append(
-            VllmServerEngine(PROFILE, model, None, END, "some/model", logs, serve=self.serve, **options)
-        )
-        return self.engines[-1]
+        options = {"max_length": 1280, "accelerator": ALONE, "serve": self.serve, **options}
+        engine = VllmServerEngine(PROFILE, model, None, END, "some/model", self.folder / "logs", **options)
+        self.engines.append(engine)
+        return engine
 
 
 @pytest.fixture
@@ -216,10 +216,10 @@ def test_the_command_follows_the_policy() -> None:
     assert "--enable-lora" not in full
     adapter = SimpleNamespace(r=24)
     lora = SimpleNamespace(peft_config={"default": adapter}, active_adapter="default", is_loaded_in_4bit=True)
-    adapted = serve_command(PROFILE, lora, "m", None)
+    adapted = serve_command(PROFILE, lora, "m", 1280)
     assert option(adapted, "--max-lora-rank") == "32"
     assert option(adapted, "--quantization") == "bitsandbytes"
-    assert "--weight-transfer-config" not in adapted and "--max-model-len" not in adapted
+    assert "--weight-transfer-config" not in adapted
     assert not any("trust" in part for part in [*full, *adapted])
 
 
@@ -436,7 +436,16 @@ def test_an_engine_that_cannot_run_here_is_an_error_that_says_what_to_do(
     settings = Engine.model_validate({"name": "vllm", "mode": mode})
     with pytest.raises(TrainingError, match=message) as caught:
         make_engine(
-            settings, None, chat, batch_size=8, mixed_precision=False, snapshot=snapshot, model_path="m", logs=tmp_path
+            settings,
+            None,
+            chat,
+            batch_size=8,
+            mixed_precision=False,
+            snapshot=snapshot,
+            model_path="m",
+            logs=tmp_path,
+            max_length=1280,
+            accelerator=ALONE,
         )
     assert todo in caught.value.todo
 

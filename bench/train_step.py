@@ -11,6 +11,7 @@ JSON: every figure and its target.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import resource
@@ -65,12 +66,20 @@ def prepare(folder: Path) -> tuple[Any, Any, list[Any]]:
     return folder / "model", chat, [initial_pair(by_id[p.turn_id], p, prompts, 1280) for p in made]
 
 
-def with_trl(model_path: Path, chat: Any, pairs: list[Any], folder: Path) -> dict[str, Any]:
-    from transformers import TrainerCallback
+def trl_trainer(model: Any, tokenizer: Any, pairs: list[Any], folder: Path, callback: Any, **settings: Any) -> Any:
+    """TRL's DPOTrainer on pairs that are tokens already, in their order; test_optimizer.py has it too."""
+    from torch.utils.data import SequentialSampler
+    from transformers import PrinterCallback
     from trl import DPOConfig, DPOTrainer
 
-    from act_assets.training.policy import load_model
     from datasets import Dataset
+
+    class InOrder(DPOTrainer):  # type: ignore[misc]
+        def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+            return dataset
+
+        def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+            return SequentialSampler(self.train_dataset)
 
     rows = [
         {
@@ -80,15 +89,36 @@ def with_trl(model_path: Path, chat: Any, pairs: list[Any], folder: Path) -> dic
         }
         for p in pairs
     ]
+    trainer = InOrder(
+        model=copy.deepcopy(model),
+        ref_model=copy.deepcopy(model),
+        args=DPOConfig(
+            output_dir=str(folder),
+            beta=BETA,
+            max_length=None,
+            lr_scheduler_type="linear",
+            gradient_checkpointing=False,
+            bf16=False,
+            use_cpu=True,
+            optim="adamw_torch",
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            **settings,
+        ),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        callbacks=[callback],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
-    class InOrder(DPOTrainer):  # type: ignore[misc]
-        def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-            return dataset  # tokens already
 
-        def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
-            from torch.utils.data import SequentialSampler
+def with_trl(model_path: Path, chat: Any, pairs: list[Any], folder: Path) -> dict[str, Any]:
+    from transformers import TrainerCallback
 
-            return SequentialSampler(self.train_dataset)
+    from act_assets.training.policy import load_model
 
     class Clock(TrainerCallback):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -106,34 +136,17 @@ def with_trl(model_path: Path, chat: Any, pairs: list[Any], folder: Path) -> dic
                 self.losses.append(float(logs["loss"]))
 
     clock = Clock()
-    trainer = InOrder(
-        model=load_model(model_path)[0],
-        ref_model=load_model(model_path)[0],
-        args=DPOConfig(
-            output_dir=str(folder),
-            beta=BETA,
-            max_length=None,
-            num_train_epochs=EPOCHS,
-            per_device_train_batch_size=BATCH,
-            learning_rate=1e-4,
-            lr_scheduler_type="linear",
-            warmup_steps=0,
-            gradient_checkpointing=False,
-            bf16=False,
-            use_cpu=True,
-            optim="adamw_torch",
-            logging_steps=1,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-        ),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=chat.tokenizer,
-        callbacks=[clock],
+    trainer = trl_trainer(
+        load_model(model_path)[0],
+        chat.tokenizer,
+        pairs,
+        folder,
+        clock,
+        num_train_epochs=EPOCHS,
+        per_device_train_batch_size=BATCH,
+        learning_rate=1e-4,
+        warmup_steps=0,
     )
-    from transformers import PrinterCallback
-
-    trainer.remove_callback(PrinterCallback)
     return measured(lambda: trainer.train(), lambda: (clock.times, clock.losses))
 
 

@@ -12,17 +12,18 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from resources.errors import ActError
-from resources.files import sync
+from resources.files import atomic_file, sync, sync_tree
 
 MANIFEST = "artifact.json"
 REPLACED = ".replaced-"  # before the identity: an artifact that is being replaced by another of the same identity
@@ -121,7 +122,12 @@ class ArtifactStore:
         """
         digest = identity_hash(identity)
         parent = self._folder(key)
-        self._writable(parent)
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ActError(
+                f"the artifact store cannot be written: {error}", where=str(parent), todo="check ACT_HOME and the disk"
+            ) from error
         self._sweep(parent)
         folder = parent / f".building-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         folder.mkdir()
@@ -133,14 +139,14 @@ class ArtifactStore:
                 "partition": key.partition,
                 "identity": identity,
                 "identity_hash": digest,
-                "files": _hashes(folder),
+                "files": file_facts(folder, _content_files(folder)),
                 "facts": facts,
                 "seconds": round(time.perf_counter() - started, 3),
                 "created_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             }
             text = json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False)
             (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
-            _sync_tree(folder)
+            sync_tree(folder)
             target = parent / digest[:16]
             aside = parent / f"{REPLACED}{digest[:16]}"
             if target.exists() and (replace or not _sound(target)):
@@ -168,7 +174,7 @@ class ArtifactStore:
         return artifact
 
     def work_folder(self, key: Key, identity: Mapping[str, Any]) -> Path:
-        """Where the making of an artifact may keep what it goes on from; beside the artifacts, made when first used."""
+        """Where the making of an artifact keeps what it resumes from; beside the artifacts, made when first used."""
         folder = self.root.parent / "unfinished" / key.asset / key.task
         return (folder if key.train_size is None else folder / str(key.train_size)) / identity_hash(identity)[:16]
 
@@ -183,19 +189,8 @@ class ArtifactStore:
     def _point(self, key: Key, name: str) -> None:
         folder = self._folder(key) / "current"
         folder.mkdir(exist_ok=True)
-        beside = folder / f".{self.run}-{uuid.uuid4().hex[:8]}"
-        beside.write_text(name + "\n", encoding="utf-8")
-        sync(beside)
-        beside.rename(folder / self.run)
-        sync(folder)
-
-    def _writable(self, folder: Path) -> None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ActError(
-                f"the artifact store cannot be written: {error}", where=str(folder), todo="check ACT_HOME and the disk"
-            ) from error
+        with atomic_file(folder / self.run) as beside:
+            beside.write_text(name + "\n", encoding="utf-8")
 
     def _sweep(self, folder: Path) -> None:
         """Removes what a process that is gone left half-built."""
@@ -238,26 +233,40 @@ def read_artifact(path: Path) -> Artifact:
 
 
 def process_is_alive(pid: int) -> bool:
-    """Whether a process of that pid runs on this machine."""
+    """Whether a process runs on this machine; a dead one may wait to be collected by a parent that never does."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        if not Path("/proc/self").exists():
+            os.kill(pid, 0)
+            return True
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except (FileNotFoundError, ProcessLookupError):
         return False
-    except PermissionError:
+    except OSError:
         return True
-    return True
+
+
+def file_facts(folder: Path, paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """The hash and the size of files, by their path below a folder."""
+    return {p.relative_to(folder).as_posix(): {"sha256": _sha256(p), "bytes": p.stat().st_size} for p in paths}
+
+
+def fault_of(folder: Path, files: Mapping[str, Mapping[str, Any]], hash_up_to: float = math.inf) -> str:
+    """How files differ from their `file_facts`, or nothing; of files larger than `hash_up_to` bytes by size alone."""
+    for name, facts in files.items():
+        try:
+            size, expected = (folder / name).stat().st_size, facts["bytes"]
+            if size != expected:
+                return f"{name} has {size} bytes instead of {expected}"
+            if size <= hash_up_to and _sha256(folder / name) != facts["sha256"]:
+                return f"{name} has another hash than recorded"
+        except FileNotFoundError:
+            return f"{name} is missing"
+    return ""
 
 
 def _content_files(folder: Path) -> list[Path]:
     inside = (p for p in folder.rglob("*") if p.is_file())
     return sorted(p for p in inside if p.name != MANIFEST and p.relative_to(folder).parts[0] != "logs")
-
-
-def _hashes(folder: Path) -> dict[str, dict[str, Any]]:
-    return {
-        p.relative_to(folder).as_posix(): {"sha256": _sha256(p), "bytes": p.stat().st_size}
-        for p in _content_files(folder)
-    }
 
 
 def _sha256(path: Path) -> str:
@@ -271,15 +280,4 @@ def _sound(folder: Path) -> bool:
         recorded = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
     except (OSError, KeyError, TypeError, ValueError):
         return False
-    for name, facts in recorded.items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != facts["bytes"]:
-            return False
-        if facts["bytes"] <= _HASH_WHEN_USED_AGAIN and _sha256(path) != facts["sha256"]:
-            return False
-    return True
-
-
-def _sync_tree(folder: Path) -> None:
-    for path in [*folder.rglob("*"), folder]:
-        sync(path)
+    return not fault_of(folder, recorded, _HASH_WHEN_USED_AGAIN)

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
+from resources.artifacts import process_is_alive
 from resources.devices import visible_devices
 from resources.errors import TrainingError
 from resources.settings import Compute
@@ -85,7 +86,7 @@ def launch(
     if messages:
         raise TrainingError(messages[0].read_text(encoding="utf-8"))
     how = f"was ended by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"ended with exit code {code}"
-    said = _last_lines(log)
+    said = last_lines(log)
     raise TrainingError(
         f"the training process {how}" + (f"; its last words:\n{said}" if said else ""),
         where=str(job),
@@ -124,7 +125,7 @@ def _stage(job: Path) -> str:
         return ""  # the training program says what is wrong with it
 
 
-def _last_lines(log: Path | None, lines: int = 12) -> str:
+def last_lines(log: Path | None, lines: int = 12) -> str:
     if log is None or not log.is_file():
         return ""
     return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
@@ -168,19 +169,20 @@ def run_process_group(
                     on_tick()
     finally:
         try:
-            _end_group(process)
+            end_group(process)
         finally:
             end_marked(mark)
 
 
-def _end_group(process: subprocess.Popen[bytes]) -> None:
+def end_group(process: subprocess.Popen[bytes], grace_s: float = GRACE_S) -> None:
+    """Ends a process that leads a group, and all of the group: SIGTERM, then SIGKILL."""
     for sent in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, sent)
         except ProcessLookupError:
             return
         try:
-            process.wait(GRACE_S)
+            process.wait(grace_s)
         except subprocess.TimeoutExpired:
             continue
 
@@ -225,26 +227,13 @@ def end_with_launcher(check_every_s: float = 0.5) -> None:
     launcher, parent, mark = int(os.environ[LAUNCHED]), os.getppid(), os.environ.get(MARK)
 
     def watch() -> None:
-        while os.getppid() == parent and _is_there(launcher):
+        while os.getppid() == parent and process_is_alive(launcher):
             time.sleep(check_every_s)
         if mark is not None:
             end_marked(mark)
         os.killpg(os.getpgrp(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True, name="end-with-launcher").start()
-
-
-def _is_there(pid: int) -> bool:
-    """Whether a process runs; a dead one may wait to be collected by a parent that never does."""
-    try:
-        if not Path("/proc/self").exists():
-            os.kill(pid, 0)
-            return True
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    except OSError:
-        return True
 
 
 def join_processes() -> None:

@@ -7,24 +7,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 SCRIPT = Path(__file__).resolve().parent.parent / "bench" / "gpu_act.py"
 NOT_NEEDED = {
-    *(
-        "dagster",
-        "dagster_pipes",
-        "duckdb",
-        "vllm",
-        "deepspeed",
-        "google",
-        "openai",
-        "sentence_transformers",
-        "sqlglot",
-    ),
-    *("tensorboard", "tensorboardX", "sklearn", "matplotlib", "bitsandbytes"),
+    *("dagster", "dagster_pipes", "duckdb", "vllm", "deepspeed", "google", "openai", "sqlglot"),
+    *("sentence_transformers", "tensorboard", "tensorboardX", "sklearn", "matplotlib", "bitsandbytes"),
 }
 BLOCKED = """
 import runpy, sys
@@ -43,14 +34,15 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 @pytest.fixture(scope="module")
-def bench() -> ModuleType:
+def bench() -> Any:
+    """The names of the script and of its parts."""
     spec = importlib.util.spec_from_file_location("bench_gpu_act", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    return module
+    return SimpleNamespace(**(vars(sys.modules["bench.gpu_act_parts"]) | vars(module)))
 
 
 SMALL = ("--size", "tiny", "--turns", "12", "--batch-size", "4", "--rollout-group", "4", "--max-new-tokens", "4")
@@ -78,7 +70,7 @@ def test_it_measures_the_real_loop_without_the_packages_that_a_gpu_machine_need_
     assert value["trained_tokens_a_pair"] == pytest.approx(value["predicted_trained_tokens_a_pair"], rel=0.25)
 
 
-def test_random_weights_are_what_lora_leaves_of_a_base_in_fp32(bench: ModuleType) -> None:
+def test_random_weights_are_what_lora_leaves_of_a_base_in_fp32(bench: Any) -> None:
     from act_assets.training.adapters import halve_linear
 
     options = bench.options_of(["--size", "tiny"])
@@ -91,7 +83,7 @@ def test_random_weights_are_what_lora_leaves_of_a_base_in_fp32(bench: ModuleType
 
 
 @pytest.mark.parametrize("weights", ["--lora", "--full"])
-def test_the_arithmetic_counts_the_parameters_that_there_are(bench: ModuleType, weights: str) -> None:
+def test_the_arithmetic_counts_the_parameters_that_there_are(bench: Any, weights: str) -> None:
     from act_assets.training.adapters import with_adapter
 
     options = bench.options_of(["--size", "tiny", weights])
@@ -104,13 +96,11 @@ def test_the_arithmetic_counts_the_parameters_that_there_are(bench: ModuleType, 
     assert bench.parameter_counts(options) == tuple(counted)
 
 
-def test_the_default_size_is_that_of_mistral_7b(bench: ModuleType) -> None:
+def test_the_default_size_is_that_of_mistral_7b(bench: Any) -> None:
     assert bench.parameter_counts(bench.options_of(["--full"]))[0] == 7_241_732_096
 
 
-def test_the_classifier_clarifies_only_where_it_is_right_and_forgets_a_turn_that_is_settled(bench: ModuleType) -> None:
-    from types import SimpleNamespace
-
+def test_the_classifier_clarifies_only_where_it_is_right_and_forgets_a_turn_that_is_settled(bench: Any) -> None:
     asked = [SimpleNamespace(turn_id=f"t{i}", action="CLARIFY" if i < 2 else "ANSWER") for i in range(4)]
     rule = SimpleNamespace(classify=lambda turns, responses: ["ANSWER"] * len(turns))
     user = SimpleNamespace(reply=lambda turns, intents, trajectories: ["2019"] * len(turns))

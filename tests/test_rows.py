@@ -18,7 +18,7 @@ from act_assets.evaluation.evaluate import EvaluatedTurn
 from act_assets.evaluation.leaderboard import LeaderboardRow
 from act_assets.rows import count_rows, read_rows, write_rows
 from act_assets.training.act import Rollout
-from act_assets.training.history import TrainingPoint
+from act_assets.training.logging import TrainingPoint
 from resources.errors import DataError
 
 RECORDS: list[Any] = [

@@ -15,7 +15,7 @@ from act_assets.pipeline.stage import stage_key
 from act_assets.rows import read_rows
 from act_assets.run import Run, make_run
 from act_assets.tasks.base import SIDES
-from act_assets.training.history import TrainingPoint
+from act_assets.training.logging import TrainingPoint
 from resources.artifacts import Artifact
 
 Check = Callable[[Run, Artifact], Finding]

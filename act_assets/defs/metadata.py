@@ -16,8 +16,7 @@ from act_assets.evaluation.report.figures import rollout_verdicts, training_curv
 from act_assets.pipeline.stage import StageResult
 from act_assets.rows import read_rows
 from act_assets.training.act import Rollout
-from act_assets.training.history import TrainingPoint
-from act_assets.training.logging import TENSORBOARD
+from act_assets.training.logging import TENSORBOARD, TrainingPoint
 from resources.artifacts import Artifact
 from resources.errors import ActError, RoleError
 

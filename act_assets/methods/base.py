@@ -15,7 +15,7 @@ from act_assets.profile import Optimisation, Profile
 from act_assets.roles.prompt import RoleName
 from act_assets.run import Run
 from act_assets.tasks import modules_hash
-from act_assets.training.history import TrainingPoint
+from act_assets.training.logging import TrainingPoint
 
 Trained = tuple[dict[str, Any], list[TrainingPoint]]
 """The facts of a training, and its curve."""

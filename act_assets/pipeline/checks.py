@@ -13,7 +13,7 @@ from act_assets.pipeline.stage import up_to_date
 from act_assets.run import Run
 from act_assets.tasks.base import Task
 from act_assets.tasks.rules import same_text
-from act_assets.training.history import TrainingPoint
+from act_assets.training.logging import TrainingPoint
 from act_assets.training.preflight import check_training
 from resources.artifacts import Artifact, Key
 

@@ -25,9 +25,9 @@ from act_assets.rows import write_rows
 from act_assets.run import Run, conversations_of
 from act_assets.tasks import get_task
 from act_assets.training.base_policy import make_base_policy
-from act_assets.training.history import TrainingPoint
-from act_assets.training.memory import out_of_memory_advised
+from act_assets.training.logging import TrainingPoint
 from act_assets.training.optimizer import is_first_process
+from act_assets.training.preflight import out_of_memory_advised
 from resources.artifacts import ArtifactStore, read_artifact
 from resources.compute import LAUNCHED, end_with_launcher, join_processes
 from resources.errors import ActError, TrainingError

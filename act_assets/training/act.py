@@ -10,8 +10,9 @@ For every turn t = (p, r, g, a) of a batch, with the current policy pi_theta:
 5. one DPO update (equation 1) on the up-to-date pairs.
 
 Printed, line 13 stands inside the loop; the text of 3.2.2 tests every trajectory, and so do we. `judge_rollout`
-is steps 2 to 4, `SelfTraining` steps 1 to 4 for many turns, act_training.py the loop around it. A pair is built once,
-and its token ids are scored by the policy and by the frozen initial policy alike; the user's tokens carry no loss.
+is steps 2 to 4, `SelfTraining` steps 1 to 4 for many turns, act_trainer.py the loop around it. A
+pair is built once, and its token ids are scored by the policy and by the frozen initial policy
+alike; the user's tokens carry no loss.
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from act_assets.conversation import PreferencePair, Trajectory, TurnState
 from act_assets.profile import Act
 from act_assets.tasks.base import Task
 from act_assets.training.chat_template import ChatFormat
+from act_assets.training.meter import Phase
 from act_assets.training.packing import TokenRow
 from act_assets.training.policy import ModelPolicy, PromptEncoder
 from act_assets.training.sft import too_long
 from act_assets.trajectory import ActionClassifier, UserSimulator, dialogue_seeds, simulate
 
-Timed = Callable[[Literal["score"]], AbstractContextManager[None]]
 Verdict = Literal["wrong_action", "bad_outcome", "good_outcome", "already_winner", "no_contrast", "no_room"]
 
 
@@ -97,10 +98,14 @@ class Sampled:
     def applied(self, pair: Pair) -> Pair:
         return replace(pair, chosen=self.chosen or pair.chosen, rejected=self.rejected or pair.rejected)
 
-
-def untimed(phase: str) -> AbstractContextManager[None]:
-    """Where nobody measures."""
-    return nullcontext()
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Sampled:
+        """The inverse of `asdict` through JSON."""
+        chosen, rejected = (
+            side and Completion(side["text"], tuple(side["token_ids"]), tuple(side["loss_mask"]))
+            for side in (value["chosen"], value["rejected"])
+        )
+        return cls(chosen, rejected, Rollout(**value["rollout"]))
 
 
 def gold_completion(text: str, chat: ChatFormat) -> Completion:
@@ -196,7 +201,7 @@ class SelfTraining:
     intents: dict[str, str]
     settings: Act
     seed: int
-    timed: Timed = untimed
+    timed: Callable[[Phase], AbstractContextManager[object]] = nullcontext
 
     def __call__(self, pairs: Sequence[Pair], epoch: int, steps: Sequence[int], version: int) -> list[Sampled]:
         """Samples for these pairs; `steps` says which update each is for, `version` which policy is sampled."""
@@ -218,49 +223,27 @@ class SelfTraining:
         sampled = []
         for pair, trajectory, score, step in zip(pairs, trajectories, scores, steps, strict=True):
             new, verdict = judge_rollout(
-                pair,
-                trajectory,
-                score,
-                tolerance,
-                self.policy.chat,
-                mask_user_tokens=self.settings.mask_user_tokens,
+                pair, trajectory, score, tolerance, self.policy.chat, mask_user_tokens=self.settings.mask_user_tokens
             )
-            sampled.append(
-                Sampled(
-                    new.chosen if new.chosen is not pair.chosen else None,
-                    new.rejected if new.rejected is not pair.rejected else None,
-                    _rollout(new, pair, trajectory, verdict, score, epoch, step, version),
-                )
+            chosen = new.chosen if new.chosen is not pair.chosen else None
+            rejected = new.rejected if new.rejected is not pair.rejected else None
+            rollout = Rollout(
+                epoch=epoch,
+                step=step,
+                version=version,
+                conversation_id=pair.turn.conversation_id,
+                turn_id=pair.turn.turn_id,
+                action=pair.turn.action,
+                sampled_action=trajectory.first.action if trajectory.utterances else "",
+                ended=trajectory.ended,
+                trajectory=trajectory.text,
+                outcome=trajectory.outcome,
+                heuristic=score,
+                verdict=verdict,
+                replaced="winner" if chosen else "loser" if rejected else "none",
+                chosen=new.chosen.text,
+                rejected=new.rejected.text,
+                sampled_tokens=sum(len(u.token_ids) for u in trajectory.utterances),
             )
+            sampled.append(Sampled(chosen, rejected, rollout))
         return sampled
-
-
-def _rollout(
-    new: Pair,
-    old: Pair,
-    trajectory: Trajectory,
-    verdict: str,
-    score: float | None,
-    epoch: int,
-    step: int,
-    version: int,
-) -> Rollout:
-    replaced = "winner" if new.chosen is not old.chosen else "loser" if new.rejected is not old.rejected else "none"
-    return Rollout(
-        epoch=epoch,
-        step=step,
-        version=version,
-        conversation_id=old.turn.conversation_id,
-        turn_id=old.turn.turn_id,
-        action=old.turn.action,
-        sampled_action=trajectory.first.action if trajectory.utterances else "",
-        ended=trajectory.ended,
-        trajectory=trajectory.text,
-        outcome=trajectory.outcome,
-        heuristic=score,
-        verdict=verdict,
-        replaced=replaced,
-        chosen=new.chosen.text,
-        rejected=new.rejected.text,
-        sampled_tokens=sum(len(u.token_ids) for u in trajectory.utterances),
-    )

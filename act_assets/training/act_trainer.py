@@ -1,7 +1,7 @@
 """The loop around Algorithm 2: sample a group, score it with the reference, update batch by batch, validate.
 
-It may be cut short anywhere: states are saved every `compute.save_every_steps` updates and after every epoch, with the
-rollouts that are not used up yet, and a resumed run goes on with the same losses to the same weights.
+It may be cut short anywhere: states are saved every `compute.save_every_steps` updates and after every
+epoch, with the rollouts that are not used up yet; a resumed run has the same losses and weights.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,20 +21,18 @@ from act_assets.rows import read_rows, write_rows
 from act_assets.seeds import derive_seed
 from act_assets.tasks.base import Task
 from act_assets.training.act import Pair, Rollout, Sampled, SelfTraining, Verdict, initial_pair
-from act_assets.training.adapters import adapter_off, frozen, merged, with_adapter
+from act_assets.training.adapters import adapter_off, frozen, publish, with_adapter
 from act_assets.training.chat_template import ChatFormat
+from act_assets.training.checkpoint import RunFolder
 from act_assets.training.generation import RolloutEngine, make_engine
-from act_assets.training.history import History, TrainingPoint
-from act_assets.training.logging import Board, point_scalars, replay
+from act_assets.training.logging import TrainingLog, TrainingPoint
 from act_assets.training.logprobs import ReferenceScores, dpo_terms, sequence_log_probs, sizes, text_key
-from act_assets.training.memory import out_of_memory_advised
-from act_assets.training.meter import Meter
-from act_assets.training.metered import MeteredClassifier, MeteredEngine, MeteredSimulator
+from act_assets.training.meter import Meter, MeteredEngine, MeteredRoles
 from act_assets.training.optimizer import PassLoss, Updater
 from act_assets.training.packing import Batch, PackedRow, rows_of
 from act_assets.training.policy import ModelPolicy, PromptEncoder, SamplingSettings, load_model, save_model
-from act_assets.training.rollouts import Group, RolloutSchedule, plan_groups, sampled_from_json
-from act_assets.training.run_folder import RunFolder
+from act_assets.training.preflight import out_of_memory_advised
+from act_assets.training.rollouts import Group, plan_groups
 from act_assets.trajectory import ActionClassifier, UserSimulator
 from resources.errors import ActError
 
@@ -57,9 +56,10 @@ def train_act(
     work: Path,
 ) -> tuple[dict[str, Any], list[TrainingPoint]]:
     """Writes `model/` (the epoch with the highest reward margin on the validation pairs, appendix J.2), with LoRA
-    `adapter/` too, and `rollouts/epoch-NN.parquet`. `work` keeps what a resumed run goes on from.
+    `adapter/` too, and `rollouts/epoch-NN.parquet`. `work` keeps what a resumed run starts from.
 
-    Returns facts and curves. Several processes may run it at once, as the launcher says; the first one writes.
+    Returns facts and the curve. Several processes may run it at once, as the launcher says; the first
+    one writes.
     """
     settings, policy_settings, seed = profile.act, profile.policy, derive_seed(seed, "act")
     lora, mixed_precision = policy_settings.lora, policy_settings.mixed_precision
@@ -77,7 +77,7 @@ def train_act(
         model,
         settings,
         profile.compute,
-        groups[-1].first_step + len(groups[-1].batches),
+        groups[-1].end,
         seed,
         where,
         mixed_precision=mixed_precision,
@@ -109,36 +109,32 @@ def train_act(
         meter,
     )
     sampling = SamplingSettings(policy_settings.max_length, policy_settings.max_new_tokens, settings.temperature)
-    board = Board(folder / "logs") if updater.is_main else Board(None)
-    loop = _Loop(
-        updater,
-        SelfTraining(
-            task,
-            ModelPolicy(engine, chat, prompts, sampling),
-            MeteredClassifier(classifier, meter),
-            MeteredSimulator(simulator, meter),
-            intents,
-            settings,
-            seed,
-            meter.phase,
-        ),
-        engine,
-        reference,
-        train,
-        held_out,
-        settings.beta.get(task.name, task.beta),
-        profile,
-        chat,
-        meter,
-        board,
-        RunFolder(work, profile.compute, where),
-        History("act", where, updater.total_steps),
-    )
-    with closing(engine), board:
-        loop.run(groups)
+    roles = MeteredRoles(classifier, simulator, meter)
+    policy = ModelPolicy(engine, chat, prompts, sampling)
+    logs = folder / "logs" if updater.is_main else None
+    with closing(engine), TrainingLog("act", where, logs, total_steps=updater.total_steps) as log:
+        loop = _Loop(
+            updater,
+            SelfTraining(task, policy, roles, roles, intents, settings, seed, meter.phase),
+            engine,
+            reference,
+            train,
+            held_out,
+            settings.beta.get(task.name, task.beta),
+            profile,
+            chat,
+            meter,
+            log,
+            RunFolder(work, profile.compute, where),
+            groups,
+        )
+        loop.run()
     if updater.is_main:
-        _publish(work, loop.kept, sft_model, chat, folder, adapted=lora is not None)
-    return _facts(loop, len(pairs), folder) if updater.is_main else {}, loop.history.points
+        shutil.copytree(work / "rollouts", folder / "rollouts")
+        if lora is not None:
+            shutil.copytree(work / loop.kept, folder / "adapter")
+        publish(work / loop.kept, (str(sft_model), None), folder / "model", adapted=lora is not None)
+    return _facts(loop, len(pairs), folder) if updater.is_main else {}, log.points
 
 
 @dataclass
@@ -155,46 +151,36 @@ class _Loop:
     profile: Profile
     chat: ChatFormat
     meter: Meter
-    board: Board
+    log: TrainingLog
     folder: RunFolder
-    history: History
+    groups: Sequence[Group]
     rollouts: list[Rollout] = field(default_factory=list)  # of the epoch that is under way
+    held: dict[int, list[Sampled]] = field(default_factory=dict)  # groups that a resumed run must not sample again
+    ahead: tuple[int, Future[list[Sampled]]] | None = None  # the group that is sampled while another trains
+    thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "rollouts"))
     best: TrainingPoint | None = None
     kept: str = ""
 
-    def run(self, groups: Sequence[Group]) -> None:
+    def run(self) -> None:
         """All groups, from where a run before this one was cut short."""
-        updater = self.updater
-        schedule = RolloutSchedule(
-            groups,
-            self.sample,
-            self.push,
-            updater.gather,
-            updater.processes,
-            self.profile.act.rollout_lag,
-        )
-        self.resume(schedule)
+        self.resume()
         self.score([*self.train, *self.held_out])
-        try:
-            for group in groups:
-                if group.first_step + len(group.batches) > updater.step_count:
-                    self.group(
-                        group, schedule, last=group is groups[-1] or groups[group.number + 1].epoch > group.epoch
-                    )
-        finally:
-            schedule.close()
+        with self.thread:
+            for group in self.groups:
+                if group.end > self.updater.step_count:
+                    self.group(group)
 
-    def group(self, group: Group, schedule: RolloutSchedule, *, last: bool) -> None:
-        """Samples a group, and makes the updates it is for; `last` of its epoch, validates."""
+    def group(self, group: Group) -> None:
+        """Samples a group, and makes the updates it is for; at the end of an epoch, validates."""
         try:
             # With a lag, `generate` is the wait for what is sampled beside.
-            with out_of_memory_advised(self.profile, self.history.where, "rollouts"), self.meter.phase("generate"):
-                sampled = schedule.take(group.number, self.updater.step_count)
+            with out_of_memory_advised(self.profile, self.log.where, "rollouts"), self.meter.phase("generate"):
+                sampled = self.take(group)
         except ActError:
             # With several processes the others wait in a collective operation. With a lag the group that is sampled
             # ahead is lost, and the policy it was sampled from is no longer there: the state before has both.
             if self.updater.processes == 1 and not self.profile.act.rollout_lag:
-                self.save(schedule)
+                self.save()
             raise
         pairs = [s.applied(self.train[i]) for s, i in zip(sampled, group.indices, strict=True)]
         self.score(pairs)
@@ -205,29 +191,61 @@ class _Loop:
             if group.first_step + k < self.updater.step_count:
                 continue
             self.update(pairs[used], sampled[used], group, k)
-            ends_epoch = last and k == len(group.batches) - 1
+            ends_epoch = group.ends_epoch and k == len(group.batches) - 1
             if not ends_epoch and self.updater.step_count % self.folder.every == 0:
-                self.save(schedule)
-        if last:
+                self.save()
+        if group.ends_epoch:
             self.validate(group.epoch)
-            self.save(schedule)
+            self.save()
             if self.updater.is_main:
                 self.folder.forget_others(self.kept)
 
     # --- steps 1 to 4 ---
 
-    def push(self, version: int) -> None:
-        with self.updater.whole():
-            self.engine.push(version)
+    def take(self, group: Group) -> list[Sampled]:
+        """A group's rollouts, in the order of its indices.
+
+        With a lag of 1 the next group is then sampled in a thread of its own while this one trains:
+        from the policy as it was before this one.
+        """
+        self.settle()
+        if group.number not in self.held:
+            self.push()
+            self.held[group.number] = self.together(self.sample(group, self.updater.step_count))
+        self.held = {number: sampled for number, sampled in self.held.items() if number >= group.number}
+        following = group.number + 1
+        if self.profile.act.rollout_lag and following < len(self.groups) and following not in self.held:
+            self.push()
+            self.ahead = following, self.thread.submit(self.sample, self.groups[following], self.updater.step_count)
+        return self.held[group.number]
+
+    def settle(self) -> None:
+        """Waits for what is sampled ahead, and holds it."""
+        if self.ahead is not None:
+            (number, share), self.ahead = self.ahead, None
+            self.held[number] = self.together(share.result())
+
+    def together(self, share: list[Sampled]) -> list[Sampled]:
+        """The processes' shares of a group, in the order of its indices."""
+        processes = self.updater.processes
+        if processes == 1:
+            return share
+        dealt = [Sampled.from_json(value) for value in self.updater.sharding.gather([asdict(s) for s in share])]
+        places = [i for p in range(processes) for i in range(p, len(dealt), processes)]
+        return [s for _, s in sorted(zip(places, dealt, strict=True), key=lambda at: at[0])]
+
+    def push(self) -> None:
+        """Makes the policy of now the one that is sampled."""
+        with self.updater.sharding.whole():
+            self.engine.push(self.updater.step_count)
 
     def sample(self, group: Group, version: int) -> list[Sampled]:
         """This process's share of a group's rollouts."""
         rank, processes = self.updater.rank, self.updater.processes
-        indices, steps = group.indices[rank::processes], group.steps[rank::processes]
-        if self.profile.act.rollout_lag:  # the engine has weights of its own, and this is another thread
-            return self.self_training([self.train[i] for i in indices], group.epoch, steps, version)
-        with self.updater.whole():
-            return self.self_training([self.train[i] for i in indices], group.epoch, steps, version)
+        pairs, steps = [self.train[i] for i in group.indices[rank::processes]], group.steps[rank::processes]
+        # With a lag the engine has weights of its own, and this is another thread.
+        with nullcontext() if self.profile.act.rollout_lag else self.updater.sharding.whole():
+            return self.self_training(pairs, group.epoch, steps, version)
 
     def score(self, pairs: Sequence[Pair]) -> None:
         """log pi_ref of what has not been scored before, dealt out to the processes."""
@@ -237,7 +255,7 @@ class _Loop:
             self.reference(share)
             if processes > 1:
                 known = [[key, self.reference.known[key]] for rows in share for key in map(text_key, rows)]
-                self.reference.known.update((key, score) for key, score in self.updater.gather(known))
+                self.reference.known.update((key, score) for key, score in self.updater.sharding.gather(known))
             self.meter.count_own(scored_tokens=self.reference.scored_tokens - before)
 
     # --- step 5 ---
@@ -247,12 +265,12 @@ class _Loop:
             rows = [rows_of(pair.rows, share=self.profile.act.prefix_sharing) for pair in pairs]
             done = self.updater.step(sizes(rows), self.loss(pairs, rows, len(pairs), sampled))
         self.rollouts += [s.rollout for s in sampled]
-        count = len(pairs)
+        count, epoch_steps = len(pairs), math.ceil(len(self.train) / self.profile.act.batch_size)
         self.meter.count(pairs=count, trained_tokens=sum(len(row.token_ids) for of in rows for row in of))
         sums = done.sums
         point = TrainingPoint(
             done.step,
-            round(group.epoch - 1 + (done.step - self.epoch_start(group)) / self.epoch_steps, 4),
+            round(group.epoch - 1 + (done.step - (group.epoch - 1) * epoch_steps) / epoch_steps, 4),
             "train",
             done.loss,
             sums["margin"] / count,
@@ -264,15 +282,9 @@ class _Loop:
             loser_share=sum(s.rejected is not None for s in sampled) / count,
             staleness=sum(s.rollout.step - s.rollout.version for s in sampled) / count,
         )
-        self.history.point(point)
-        self.board.scalars(done.step, {**point_scalars(point), **self.meter.rates(), **_verdicts(sampled)})
-
-    @property
-    def epoch_steps(self) -> int:
-        return math.ceil(len(self.train) / self.profile.act.batch_size)
-
-    def epoch_start(self, group: Group) -> int:
-        return (group.epoch - 1) * self.epoch_steps
+        verdicts = [s.rollout.verdict for s in sampled]
+        shares = {f"verdicts/{name}": verdicts.count(name) / count for name in get_args(Verdict)}
+        self.log.point(point, {**self.meter.rates(), **shares})
 
     def loss(
         self, pairs: Sequence[Pair], rows: Sequence[Sequence[PackedRow]], count: int, sampled: Sequence[Sampled] = ()
@@ -304,23 +316,17 @@ class _Loop:
             rows = [rows_of(pair.rows, share=self.profile.act.prefix_sharing) for pair in self.held_out]
             count = len(self.held_out)
             sums = self.updater.evaluate(sizes(rows), self.loss(self.held_out, rows, count))
-        point = TrainingPoint(
-            self.updater.step_count,
-            float(epoch),
-            "validation",
-            sums["loss"],
-            sums["margin"] / count,
-            sums["accuracy"] / count,
-        )
-        self.history.point(point)
-        self.board.scalars(point.step, point_scalars(point))
+        margin, accuracy = sums["margin"] / count, sums["accuracy"] / count
+        point = TrainingPoint(self.updater.step_count, float(epoch), "validation", sums["loss"], margin, accuracy)
+        best = self.best.reward_margin if self.best else None
+        self.log.point(point)
         with self.meter.phase("save"):
-            if self.best is None or _margin(point) > _margin(self.best):
-                weights = self.updater.weights()
+            if best is None or margin > best:
+                weights = self.updater.sharding.weights()
                 self.best, self.kept = point, f"kept-{epoch:02d}"
                 if self.updater.is_main:
                     self.folder.keep(
-                        epoch, lambda to: save_model(self.updater.policy, self.chat.tokenizer, to, weights)
+                        self.kept, lambda to: save_model(self.updater.policy, self.chat.tokenizer, to, weights)
                     )
             if self.updater.is_main:
                 done = self.rollouts
@@ -329,52 +335,33 @@ class _Loop:
 
     # --- states ---
 
-    def save(self, schedule: RolloutSchedule) -> None:
-        with out_of_memory_advised(self.profile, self.history.where, "rollouts"):
-            schedule.settle()
+    def save(self) -> None:
+        with out_of_memory_advised(self.profile, self.log.where, "rollouts"):
+            self.settle()
         record = {
-            "points": [asdict(p) for p in self.history.points],
+            "points": [asdict(p) for p in self.log.points],
             "best": self.best and asdict(self.best),
             "kept": self.kept,
-            "reference": self.reference.state(),
+            "reference": self.reference.known,
             "meter": self.meter.snapshot(),
             "rollouts": [asdict(r) for r in self.rollouts],
-            "held": {str(n): [asdict(s) for s in sampled] for n, sampled in schedule.held.items()},
+            "held": {str(n): [asdict(s) for s in sampled] for n, sampled in self.held.items()},
         }
         with self.meter.phase("save"):
             self.folder.save(self.updater, record)
 
-    def resume(self, schedule: RolloutSchedule) -> None:
+    def resume(self) -> None:
         saved = self.folder.resume(self.updater)
         if saved is None:
             return
         record = saved.record
-        replay(record["points"], self.history, self.board)
+        self.log.replay(record["points"])
         self.best = record["best"] and TrainingPoint(**record["best"])
         self.kept = record["kept"]
-        self.reference.restore(record["reference"])
+        self.reference.known = dict(record["reference"])
         self.meter.restore(record["meter"])
         self.rollouts = [Rollout(**r) for r in record["rollouts"]]
-        schedule.held = {int(n): [sampled_from_json(s) for s in sampled] for n, sampled in record["held"].items()}
-
-
-def _verdicts(sampled: Sequence[Sampled]) -> dict[str, float]:
-    names = [s.rollout.verdict for s in sampled]
-    return {f"verdicts/{name}": names.count(name) / len(names) for name in get_args(Verdict)}
-
-
-def _margin(point: TrainingPoint) -> float:
-    return -math.inf if point.reward_margin is None else point.reward_margin
-
-
-def _publish(work: Path, kept: str, sft_model: Path, chat: ChatFormat, folder: Path, *, adapted: bool) -> None:
-    """The kept model and the rollouts, where the artifact has them; an adapter merged with its base, too."""
-    shutil.copytree(work / "rollouts", folder / "rollouts")
-    if adapted:
-        shutil.copytree(work / kept, folder / "adapter")
-        save_model(merged(load_model(sft_model)[0], folder / "adapter"), chat.tokenizer, folder / "model")
-    else:
-        shutil.copytree(work / kept, folder / "model")
+        self.held = {int(n): [Sampled.from_json(s) for s in sampled] for n, sampled in record["held"].items()}
 
 
 def _facts(loop: _Loop, pairs: int, folder: Path) -> dict[str, Any]:
@@ -383,7 +370,7 @@ def _facts(loop: _Loop, pairs: int, folder: Path) -> dict[str, Any]:
     assert best is not None
     return {
         "pairs": pairs,
-        "steps": loop.history.points[-1].step,
+        "steps": loop.log.points[-1].step,
         "kept_epoch": best.epoch,
         "reward_margin": best.reward_margin,
         "reward_accuracy": best.reward_accuracy,

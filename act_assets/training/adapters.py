@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from act_assets.profile import Lora
 from act_assets.training.optimizer import Updater
+from act_assets.training.policy import load_model, save_model
 
 
 def with_adapter(model: Any, lora: Lora, seed: int, *, mixed_precision: bool) -> Any:
@@ -41,7 +43,7 @@ def adapter_off(updater: Updater) -> Callable[[], AbstractContextManager[None]]:
 
     @contextmanager
     def off() -> Iterator[None]:
-        with updater.whole(), updater.policy.disable_adapter():
+        with updater.sharding.whole(), updater.policy.disable_adapter():
             yield
 
     return off
@@ -60,3 +62,12 @@ def merged(base: Any, adapter: Path) -> Any:
     from peft import PeftModel
 
     return PeftModel.from_pretrained(base, adapter).merge_and_unload()
+
+
+def publish(kept: Path, base: tuple[str, str | None], model: Path, *, adapted: bool) -> None:
+    """The kept model where the artifact has it; an adapter merged with its base (path or id, commit)."""
+    if adapted:
+        whole, chat = load_model(*base)
+        save_model(merged(whole, kept), chat.tokenizer, model)
+    else:
+        shutil.copytree(kept, model)

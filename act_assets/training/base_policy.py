@@ -18,12 +18,11 @@ from act_assets.profile import Optimisation, Policy, ScratchModel
 from act_assets.seeds import derive_seed
 from act_assets.tasks.base import Task
 from act_assets.training.chat_template import CHAT_TEMPLATE, SPECIAL_TOKENS, ChatFormat
-from act_assets.training.history import History, TrainingPoint
-from act_assets.training.logging import Board
+from act_assets.training.checkpoint import RunFolder
+from act_assets.training.logging import TrainingLog, TrainingPoint
 from act_assets.training.optimizer import is_first_process
 from act_assets.training.packing import TokenRow
 from act_assets.training.policy import load_model, save_model
-from act_assets.training.run_folder import RunFolder
 from act_assets.training.supervised import Supervised
 from resources.errors import TrainingError
 from resources.settings import Compute
@@ -121,35 +120,34 @@ def make_base_policy(
     random.Random(derive_seed(seed, "base", "blocks")).shuffle(blocks)
     held_out = max(1, len(blocks) // 20)
     rows = [TokenRow(block, (0, *(1,) * (len(block) - 1))) for block in blocks]
-    history = History("base_policy", f"task {task.name}")
-    training = Supervised(
-        model,
-        chat.pad_id,
-        [[row] for row in rows[held_out:]],
-        [[row] for row in rows[:held_out]],
-        Optimisation(
-            epochs=scratch.warm_up_epochs,
-            learning_rate=scratch.warm_up_learning_rate,
-            batch_size=scratch.warm_up_batch_size,
-        ),
-        compute,
-        derive_seed(seed, "base", "order"),
-        history,
-    )
-    meter = training.updater.meter()
-    with Board(folder / "logs" if is_first_process() else None) as board:
-        training.run(RunFolder(work, compute, history.where), meter, board)
-    weights = training.updater.weights()
+    with TrainingLog("base_policy", f"task {task.name}", folder / "logs" if is_first_process() else None) as log:
+        training = Supervised(
+            model,
+            chat.pad_id,
+            [[row] for row in rows[held_out:]],
+            [[row] for row in rows[:held_out]],
+            Optimisation(
+                epochs=scratch.warm_up_epochs,
+                learning_rate=scratch.warm_up_learning_rate,
+                batch_size=scratch.warm_up_batch_size,
+            ),
+            compute,
+            derive_seed(seed, "base", "order"),
+            log,
+        )
+        meter = training.updater.meter()
+        training.run(RunFolder(work, compute, log.where), meter)
+    weights = training.updater.sharding.weights()
     if is_first_process():
         save_model(training.updater.policy, tokenizer, folder / "model", weights)
     facts = {
         "policy": f"Llama architecture from scratch, {training.updater.parameters:,} parameters",
         "parameters": training.updater.parameters,
         "vocabulary": len(tokenizer),
-        "validation_loss": history.points[-1].loss,
+        "validation_loss": log.points[-1].loss,
         **meter.facts(),
     }
-    return facts, history.points
+    return facts, log.points
 
 
 def base_policy_source(artifact: Path) -> tuple[str, str | None]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -54,10 +54,10 @@ class TransformersEngine:
     """Batched decoding with a KV cache, in eval mode, prompts padded on the left.
 
     `model` is any causal language model of transformers, with an adapter or without. `mixed_precision`: bf16 autocast.
-    `snapshot`: samples come from a copy of the model as it was at the last `push`, so that a thread can sample while
-    the model is trained; what is frozen is shared with it. `whole` makes all weights present where they are sharded;
-    it is entered once per `sample` and per copy, also where there is no prompt, for it may be a collective operation.
-    Within one device and precision, samples of different batches differ only where two tokens tie to rounding.
+    `snapshot`: samples come from a copy of the model as it was at the last `push`, so that a thread can
+    sample while the model is trained; what is frozen is shared with it. Sharded weights are made whole
+    by the caller. Within one device and precision, samples of different batches differ only where two
+    tokens tie to rounding.
     """
 
     def __init__(
@@ -69,16 +69,14 @@ class TransformersEngine:
         batch_size: int,
         mixed_precision: bool = False,
         snapshot: bool = False,
-        whole: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self.end_id, self.pad_id, self.batch_size, self.mixed_precision = end_id, pad_id, batch_size, mixed_precision
         self.version = 0
-        self._trained, self._whole, self._busy = model, whole, threading.Lock()
+        self._trained, self._busy = model, threading.Lock()
         self._own = snapshot
         self.model = model
         if snapshot:
-            with whole():
-                self.model = _copy_of(model)
+            self.model = _copy_of(model)
             if mixed_precision:
                 for parameter in _castable(self.model):
                     parameter.data = parameter.data.bfloat16()
@@ -89,7 +87,7 @@ class TransformersEngine:
 
         with self._busy:
             if self._own:
-                with self._whole(), torch.no_grad():
+                with torch.no_grad():
                     pairs = zip(self.model.parameters(), self._trained.parameters(), strict=True)
                     for own, trained in pairs:
                         if trained.requires_grad:
@@ -123,7 +121,6 @@ class TransformersEngine:
         self.model.eval()  # in train mode, checkpointing models lose the cache
         try:
             with ExitStack() as stack:
-                stack.enter_context(self._whole() if not self._own else nullcontext())
                 stack.enter_context(torch.no_grad())
                 if self.mixed_precision:
                     stack.enter_context(nullcontext() if self._own else _cast_once(self.model))
@@ -152,7 +149,7 @@ class TransformersEngine:
                 input_ids=ids,
                 attention_mask=mask[:, : width + step],
                 position_ids=positions,
-                past_key_values=cache,
+                cache=cache,
                 use_cache=True,
                 logits_to_keep=1,
             ).logits[:, -1]
@@ -208,7 +205,7 @@ def _castable(model: Any) -> list[Any]:
 
 @contextmanager
 def _cast_once(model: Any) -> Iterator[None]:
-    """Linear weights in bf16 for the block; autocast would cast them anew at every token.
+    """Linear weights in bf16 for the block; autocast would cast them again at every token.
 
     Stand-ins take the parameters' places. Other data in the same parameters would lose the hooks by which DDP averages
     gradients.
@@ -251,14 +248,13 @@ def make_engine(
     snapshot: bool,
     model_path: str | Path,
     logs: Path,
-    whole: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    max_length: int | None = None,
-    accelerator: Any = None,
+    max_length: int,
+    accelerator: Any,
 ) -> RolloutEngine:
     """The engine that a profile names. Raises TrainingError where it cannot run here.
 
     `model_path` holds the weights that vLLM starts from, `logs` what it says; `max_length` is the longest
-    conversation in tokens. `accelerator` is needed with several processes.
+    conversation in tokens.
     """
     if settings.name == "transformers":
         return TransformersEngine(
@@ -268,7 +264,6 @@ def make_engine(
             batch_size=batch_size,
             mixed_precision=mixed_precision,
             snapshot=snapshot,
-            whole=whole,
         )
     from act_assets.training.vllm_engine import VllmColocatedEngine, VllmServerEngine
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -109,12 +109,6 @@ class ReferenceScores:
     def known_of(self, groups: Sequence[Sequence[TokenRow]]) -> list[float]:
         """The scores of sequences that have all been scored."""
         return [self.known[text_key(row)] for group in groups for row in group]
-
-    def state(self) -> dict[str, float]:
-        return dict(self.known)
-
-    def restore(self, known: Mapping[str, float]) -> None:
-        self.known = dict(known)
 
 
 def passes(rows: Sequence[Sequence[PackedRow]], limit: int | None) -> list[list[int]]:

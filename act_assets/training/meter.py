@@ -16,10 +16,15 @@ import sys
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
+
+from act_assets.conversation import TurnState, Utterance
+from act_assets.training.generation import RolloutEngine
+from act_assets.trajectory import ActionClassifier, UserSimulator
+from resources.llm.base import LLMFailure
 
 Phase = Literal["generate", "classify", "simulate", "score", "update", "save", "validate"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
@@ -163,8 +168,8 @@ class Meter:
             }
 
     def restore(self, snapshot: Mapping[str, float]) -> None:
-        """Goes on from a snapshot. What was counted since this meter was made (loading, the steps that are done again)
-        is dropped; entries of another version that mean nothing here are left out."""
+        """Continues a snapshot. What was counted since this meter was made (loading, the steps that
+        are done again) is dropped, and so are entries of another version."""
 
         def part(prefix: str, names: tuple[Any, ...]) -> dict[Any, float]:
             return {n: float(snapshot[f"{prefix}_{n}"]) for n in names if f"{prefix}_{n}" in snapshot}
@@ -191,17 +196,15 @@ class Meter:
             facts["share_other"] = round(max(0.0, 1 - sum(shares.values())), 4)
             for name, time_beside in self._overlapped.items():
                 facts[f"overlapped_{name}"] = round(time_beside / seconds, 4) if seconds else 0.0
-            facts["pairs_per_second"] = self._rate("pairs", seconds)
-            facts["turns_per_second"] = self._rate("turns", seconds)
-            facts["tokens_per_second"] = self._rate("trained_tokens", seconds)
-            facts["generated_tokens_per_second"] = self._rate("generated_tokens", seconds)
+            for counted in ("pairs", "turns", "trained_tokens", "generated_tokens"):
+                facts[f"{counted.removeprefix('trained_')}_per_second"] = self._rate(counted, seconds)
             facts["model_flops_utilisation"] = self._utilisation(seconds)
             facts["peak_memory_mb"] = int(self._memory())
             facts["seconds"] = round(seconds, 2)
             return facts
 
     def rates(self) -> dict[str, float]:
-        """The figures of `facts` that a board plots: `time/<phase>`, `overlapped/<phase>`, `speed/<rate>`."""
+        """The figures of `facts` as scalars to plot: `time/<phase>`, `overlapped/<phase>`, `speed/<rate>`."""
         plotted = {}
         for name, value in self.facts().items():
             if name == "seconds" or value is None:
@@ -254,3 +257,47 @@ class Meter:
             import torch
 
             torch.cuda.current_stream(self._gpu).synchronize()
+
+
+@dataclass
+class MeteredEngine:
+    """A rollout engine whose time is `generate`."""
+
+    engine: RolloutEngine
+    meter: Meter
+    version: int = 0
+
+    def sample(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], *, max_new_tokens: int, temperature: float
+    ) -> list[list[int]]:
+        with self.meter.phase("generate"):
+            result = self.engine.sample(prompts, seeds, max_new_tokens=max_new_tokens, temperature=temperature)
+        self.meter.count_own(prompt_tokens=sum(map(len, prompts)), generated_tokens=sum(map(len, result)))
+        return result
+
+    def push(self, version: int) -> None:
+        with self.meter.phase("generate"):
+            self.engine.push(version)
+        self.version = self.engine.version
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+@dataclass
+class MeteredRoles:
+    """A and U; their time is `classify` and `simulate`."""
+
+    classifier: ActionClassifier
+    simulator: UserSimulator
+    meter: Meter
+
+    def classify(self, turns: Sequence[TurnState], responses: Sequence[str]) -> list[str | LLMFailure]:
+        with self.meter.phase("classify"):
+            return self.classifier.classify(turns, responses)
+
+    def reply(
+        self, turns: Sequence[TurnState], intents: Sequence[str], trajectories: Sequence[tuple[Utterance, ...]]
+    ) -> list[Any]:
+        with self.meter.phase("simulate"):
+            return self.simulator.reply(turns, intents, trajectories)

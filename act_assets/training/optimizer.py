@@ -9,8 +9,8 @@ from __future__ import annotations
 import gc
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -117,7 +117,7 @@ class Updater:
     @property
     def policy(self) -> Any:
         """The model itself, without what wraps it for training."""
-        return self.accelerator.unwrap_model(self.model)
+        return self.sharding.policy
 
     @property
     def is_main(self) -> bool:
@@ -219,30 +219,10 @@ class Updater:
                 todo="lower the learning rate in the profile; what was saved before is intact",
             )
 
-    # --- what is saved and found again (collective: every process has to call these) ---
-
-    def weights(self) -> dict[str, torch.Tensor]:
-        """The trained weights by name, whole, fp32, on the CPU of the first process; empty on the others."""
-        return self.sharding.weights()
-
-    def moments(self) -> dict[str, torch.Tensor]:
-        """AdamW's moments as `<name>/exp_avg` and `<name>/exp_avg_sq`, like `weights`."""
-        return self.sharding.moments()
-
     def restore(self, step: int, weights: Mapping[str, torch.Tensor], moments: Mapping[str, torch.Tensor]) -> None:
-        """Goes on from the state after update `step`, saved by any number of processes."""
+        """Continues from the state after update `step`, saved by any number of processes."""
         self.step_count = step
         self.sharding.restore(step, weights, moments)
-
-    @contextmanager
-    def whole(self) -> Iterator[None]:
-        """While it lasts, every process has all weights, and may compute without the others."""
-        with self.sharding.whole():
-            yield
-
-    def gather(self, rows: Sequence[Any]) -> list[Any]:
-        """JSON values of all processes, in the order of processes."""
-        return self.sharding.gather(rows)
 
     def wait(self) -> None:
         self.accelerator.wait_for_everyone()

@@ -1,6 +1,6 @@
 """A language model as a conversation policy: loading, responding, and saving.
 
-Any Hugging Face causal language model with a chat template will do; `engine.py` samples it.
+Any Hugging Face causal language model with a chat template will do; `generation.py` samples it.
 """
 
 from __future__ import annotations

@@ -6,9 +6,10 @@ check_compute(load_profile("paper"))        # ProfileError: all that is missing,
 from __future__ import annotations
 
 import json
-import re
+import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from typing import Any, Literal
 from act_assets.home import act_home
 from act_assets.profile import Lora, Profile
 from resources.devices import Device, visible_devices
-from resources.errors import ProfileError, all_mistakes
+from resources.errors import ProfileError, TrainingError, all_mistakes
 
 CPU_PARAMETERS = 500_000_000  # larger policies, and those whose size is not known, are not trained on a CPU
 STATE_BYTES = 12  # a parameter in a training state: the weight and AdamW's two moments, fp32
@@ -24,7 +25,10 @@ FIRST_TENSOR = 100 * 2**20  # no header of a safetensors file is longer; the for
 
 
 def check_training(profile: Profile, up_to_date: Callable[[], bool]) -> None:
-    """Raises ProfileError where this machine cannot train with a profile what is not up to date."""
+    """Raises ProfileError where this machine cannot make the checkpoints of a profile.
+
+    Those that are `up_to_date` need no machine; that is asked only where this one would not do.
+    """
     try:
         check_compute(profile, parameters=known_parameters(profile))
     except ProfileError:
@@ -57,7 +61,7 @@ def check_compute(profile: Profile, *, parameters: int | None = None, devices: S
         raise ProfileError(
             all_mistakes("training on this machine", mistakes),
             where=f"profile {profile.name}",
-            todo="mend all of them in the profile, or run where the devices are; nothing has been spent",
+            todo="fix all of them in the profile, or run where the devices are; nothing has been spent",
         )
 
 
@@ -224,71 +228,48 @@ def _elements(path: Path) -> int:
         if length > FIRST_TENSOR:
             raise ValueError("not a safetensors file")
         header = json.loads(file.read(length))
-    total = 0
-    for name, tensor in header.items():
-        if name != "__metadata__":
-            size = 1
-            for extent in tensor["shape"]:
-                size *= extent
-            total += size
-    return total
+    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
 
 
-_GIB = {"bytes": 2**-30, "KiB": 2**-20, "MiB": 2**-10, "GiB": 1.0, "TiB": 2**10}
-_AMOUNT = r"([\d.]+) (bytes|KiB|MiB|GiB|TiB)"
+@contextmanager
+def out_of_memory_advised(profile: Profile, where: str, during: Literal["rollouts", "update"]) -> Iterator[None]:
+    """Raises TrainingError with advice in the place of torch's OutOfMemoryError."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        what = "while the policy was sampled" if during == "rollouts" else "in an update"
+        raise TrainingError(
+            f"the GPU ran out of memory {what}: {str(error).splitlines()[0]}",
+            where=where,
+            todo=f"{out_of_memory_advice(profile, during)}; run again: after a change of compute or rollout_batch_size "
+            "it resumes from its last state",
+        ) from error
 
 
-def _amount(pattern: str, message: str) -> float | None:
-    """A number of GiB that follows, or precedes, other words."""
-    found = re.search(pattern.replace("#", _AMOUNT), message, re.IGNORECASE)
-    return None if found is None else float(found[1]) * _GIB[found[2]]
-
-
-def out_of_memory_advice(profile: Profile, message: str, *, during: Literal["rollouts", "update"] = "update") -> str:
-    """Which settings to change, and to what, after torch's OutOfMemoryError with this message."""
-    tried = _amount(r"tried to allocate #", message)
-    free = _amount(r"of which # is free", message)
-    allocated = _amount(r"memory # is allocated by PyTorch", message)
-    unused = _amount(r"and # is reserved by PyTorch but unallocated", message)
-    missing = None if tried is None or free is None else max(tried - free, 0.0)
-    shortfall = "" if missing is None else f"{missing:.1f} GiB were missing. "
-    steps = _for_rollouts(profile) if during == "rollouts" else _for_update(profile, missing, allocated)
-    if tried and unused and unused >= tried:
-        steps.insert(0, f"set PYTORCH_ALLOC_CONF=expandable_segments:True ({unused:.1f} GiB were free in pieces)")
+def out_of_memory_advice(profile: Profile, during: Literal["rollouts", "update"]) -> str:
+    """Which settings to change, and to what, after memory ran out."""
+    policy, compute, engine, steps = profile.policy, profile.compute, profile.engine, []
+    if during == "rollouts" and engine.name == "vllm":
+        lower = max(0.05, round(engine.memory_share - 0.1, 2))
+        steps.append(f"set engine.memory_share to {lower} (it is {engine.memory_share})")
+    elif during == "rollouts" and profile.rollout_batch_size > 1:
+        now = profile.rollout_batch_size
+        steps.append(f"set rollout_batch_size to {now // 2} (it is {now})")
+    elif during == "update":
+        if not compute.gradient_checkpointing:
+            steps.append("set compute.gradient_checkpointing to true")
+        least = smallest_pass(profile)
+        now = compute.micro_batch_tokens or least * -(-profile.act.batch_size // compute.processes)
+        half = max(least, now // 2 // 64 * 64)
+        if half < now:
+            given = f"it is {now}" if compute.micro_batch_tokens else "there is no limit yet"
+            steps.append(f"set compute.micro_batch_tokens to {half} ({given})")
     if len(steps) < 2:
-        steps += _spread(profile)
-    return shortfall + "; if that is not enough, ".join(steps)
-
-
-def _for_rollouts(profile: Profile) -> list[str]:
-    if profile.engine.name == "vllm":
-        lower = max(0.05, round(profile.engine.memory_share - 0.1, 2))
-        return [f"set engine.memory_share to {lower} (it is {profile.engine.memory_share})"]
-    if profile.rollout_batch_size > 1:
-        half = profile.rollout_batch_size // 2
-        return [f"set rollout_batch_size to {half} (it is {profile.rollout_batch_size})"]
-    return []
-
-
-def _for_update(profile: Profile, missing: float | None, allocated: float | None) -> list[str]:
-    steps, compute, least = [], profile.compute, smallest_pass(profile)
-    if not compute.gradient_checkpointing:
-        steps.append("set compute.gradient_checkpointing to true")
-    now = compute.micro_batch_tokens or least * -(-profile.act.batch_size // compute.processes)
-    share = 1 - missing / allocated if missing is not None and allocated else 1.0  # all of it cannot be activations
-    lower = max(least, int(min(now * share, now / 2)) // 64 * 64)
-    if lower < now:
-        given = f"it is {now}" if compute.micro_batch_tokens else "there is no limit yet"
-        steps.append(f"set compute.micro_batch_tokens to {lower} ({given})")
-    return steps
-
-
-def _spread(profile: Profile) -> list[str]:
-    steps, compute = [], profile.compute
-    if profile.policy.lora is None and profile.policy.scratch is None:
-        steps.append("train adapters: set policy.lora, for example {r: 16, alpha: 32}")
-    if compute.strategy not in ("zero3", "fsdp"):
-        steps.append("spread the weights: set compute.launcher to accelerate, strategy to zero3, and more processes")
-    else:
-        steps.append("use more compute.processes or GPUs with more memory")
-    return steps
+        if policy.lora is None and policy.scratch is None:
+            steps.append("train adapters: set policy.lora, for example {r: 16, alpha: 32}")
+        more = "spread the weights: set compute.launcher to accelerate, strategy to zero3, and more processes"
+        spread = compute.strategy in ("zero3", "fsdp")
+        steps.append("use more compute.processes or GPUs with more memory" if spread else more)
+    return "; if that is not enough, ".join(steps)

@@ -7,8 +7,6 @@ learning rates the one with the lowest loss on the gold responses of the validat
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,16 +16,16 @@ from act_assets.conversation import TurnState, once_per_prompt
 from act_assets.profile import Lora, Profile
 from act_assets.seeds import derive_seed
 from act_assets.tasks.base import Task
-from act_assets.training.adapters import merged, with_adapter
+from act_assets.training.adapters import publish, with_adapter
 from act_assets.training.chat_template import ChatFormat
-from act_assets.training.history import History, TrainingPoint
-from act_assets.training.logging import Board
+from act_assets.training.checkpoint import RunFolder
+from act_assets.training.logging import TrainingLog, TrainingPoint
 from act_assets.training.optimizer import free_memory, is_first_process
 from act_assets.training.packing import TokenRow
-from act_assets.training.policy import PromptEncoder, load_model, save_model
-from act_assets.training.run_folder import RunFolder
+from act_assets.training.policy import PromptEncoder, load_model
 from act_assets.training.supervised import Supervised
 from resources.errors import TrainingError
+from resources.files import atomic_file
 
 FINISHED = "finished.json"
 
@@ -72,7 +70,7 @@ def train_sft(
 ) -> tuple[dict[str, Any], list[TrainingPoint]]:
     """Writes the kept model to `folder/model`; `base` is a path or id and a commit. Returns facts and curves.
 
-    `work` keeps what a resumed run goes on from: each learning rate that is finished, and states of the one under way.
+    `work` keeps what a resumed run starts from: each learning rate that is finished, and states of the one under way.
     """
     rates = profile.sft.candidates
     tries: list[Try] = []
@@ -86,7 +84,7 @@ def train_sft(
     best = min(range(len(tries)), key=lambda i: (tries[i].best.loss, i))
     chosen = tries[best]
     if is_first_process():
-        _publish(work / f"rate-{best + 1}" / chosen.kept, base, folder / "model", adapted=_adapted(profile) is not None)
+        publish(work / f"rate-{best + 1}" / chosen.kept, base, folder / "model", adapted=_adapted(profile) is not None)
     facts = {
         "steps": chosen.points[-1].step,
         "kept_epoch": chosen.best.epoch,
@@ -120,46 +118,34 @@ def _try(
         groups_of(side, prompts, chat, profile.policy.max_length, packing=profile.sft.packing)
         for side in (turns, validation)
     )
-    history = History("sft", where)
-    training = Supervised(
-        model,
-        chat.pad_id,
-        train,
-        held_out,
-        profile.sft,
-        profile.compute,
-        seed,
-        history,
-        learning_rate=rate,
-        mixed_precision=profile.policy.mixed_precision,
-    )
-    meter = training.updater.meter()
     run = RunFolder(work, profile.compute, where)
-    best: list[TrainingPoint] = []
-    kept = [""]
-
-    def keep_best(point: TrainingPoint) -> dict[str, Any]:
-        if not best or point.loss < best[-1].loss:
-            best.append(point)
-            kept[0] = training.save_model(chat.tokenizer, run, round(point.epoch))
-        return {"best": asdict(best[-1]), "name": kept[0]}
-
-    def take_back(record: dict[str, Any]) -> None:
-        if record:
-            best.append(TrainingPoint(**record["best"]))
-            kept[0] = record["name"]
-
-    with Board(logs if training.updater.is_main else None, run=work.name) as board:
-        training.run(run, meter, board, keep_best, take_back)
+    with TrainingLog("sft", where, logs if is_first_process() else None, run=work.name) as log:
+        training = Supervised(
+            model,
+            chat.pad_id,
+            train,
+            held_out,
+            profile.sft,
+            profile.compute,
+            seed,
+            log,
+            learning_rate=rate,
+            mixed_precision=profile.policy.mixed_precision,
+        )
+        meter = training.updater.meter()
+        training.run(run, meter, chat.tokenizer)
     if training.updater.is_main:
         figures = {
             "turns": sum(map(len, train)),
             "loss_tokens_per_epoch": sum(sum(r.loss_mask) for group in train for r in group),
             **meter.facts(),
         }
-        _write(work / FINISHED, Try(rate, tuple(history.points), best[-1], kept[0], figures))
+        assert training.best is not None
+        tried = Try(rate, tuple(log.points), training.best, training.kept, figures)
+        with atomic_file(work / FINISHED) as beside:
+            beside.write_text(json.dumps(asdict(tried), allow_nan=False), encoding="utf-8")
         run.store.clear()
-        run.forget_others(kept[0])
+        run.forget_others(training.kept)
     training.updater.wait()
     training.updater.free()
 
@@ -168,15 +154,6 @@ def _adapted(profile: Profile) -> Lora | None:
     """The adapter that SFT trains, None where it trains all weights."""
     lora = profile.policy.lora
     return lora if lora is not None and lora.sft else None
-
-
-def _publish(kept: Path, base: tuple[str, str | None], model: Path, *, adapted: bool) -> None:
-    """The kept model where the artifact has it; an adapter merged with its base."""
-    if adapted:
-        whole, chat = load_model(*base)
-        save_model(merged(whole, kept), chat.tokenizer, model)
-    else:
-        shutil.copytree(kept, model)
 
 
 def groups_of(
@@ -189,15 +166,6 @@ def groups_of(
         key = turn.conversation_id if packing else turn.turn_id
         groups.setdefault(key, []).append(response_row(turn, prompts, chat, max_length))
     return list(groups.values())
-
-
-def _write(path: Path, finished: Try) -> None:
-    beside = path.with_suffix(".tmp")
-    with beside.open("w", encoding="utf-8") as stream:
-        json.dump(asdict(finished), stream, allow_nan=False)
-        stream.flush()
-        os.fsync(stream.fileno())
-    beside.rename(path)
 
 
 def _read(path: Path) -> Try:

@@ -1,6 +1,7 @@
-"""Whole weights and optimiser moments out of a model that may be spread over processes, and back.
+"""Whole weights and optimizer moments out of a model that may be spread over processes, and back.
 
-One form for all: names and whole fp32 tensors, so that a run begun with one launcher goes on with another.
+One form for all: names and whole fp32 tensors, so that a run begun with one launcher resumes under
+another. Every method is collective: all processes have to call it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,12 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Sharding:
-    """Every process holds all of it: one process, or DDP."""
+    """Every process holds all of it: one process, or DDP.
+
+    `weights` are the trained ones by name, `moments` AdamW's as `<name>/exp_avg` and
+    `<name>/exp_avg_sq`: whole, fp32, on the CPU of the first process; empty on the others. Within
+    `whole` every process has all weights, and may compute without the others.
+    """
 
     def __init__(self, accelerator: Any, model: Any, optimizer: Any) -> None:
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
@@ -42,13 +48,17 @@ class Sharding:
     def restore(self, step: int, weights: Mapping[str, torch.Tensor], moments: Mapping[str, torch.Tensor]) -> None:
         import torch
 
+        on = self.accelerator.device if self.optimizer.param_groups[0].get("fused") else "cpu"
         with torch.no_grad():
             for name, p in self.trained():
-                p.copy_(weights[name])
+                p.copy_(self._like(weights[name], p))
                 if f"{name}/{MOMENTS[0]}" in moments:  # a weight that never had a gradient has none
-                    found = {m: moments[f"{name}/{m}"].to(p.device, copy=True) for m in MOMENTS}
-                    on = p.device if self.optimizer.param_groups[0].get("fused") else "cpu"
+                    found = {m: self._like(moments[f"{name}/{m}"], p) for m in MOMENTS}
                     self.optimizer.state[p] = {"step": torch.tensor(float(step), device=on), **found}
+
+    def _like(self, value: torch.Tensor, p: Any) -> Any:
+        """A whole tensor as this process holds it of a parameter."""
+        return value.to(p.device, copy=True)
 
     @contextmanager
     def whole(self) -> Iterator[None]:
@@ -173,21 +183,11 @@ class FullyShardedDataParallel(Sharding):
                 found |= self._on_main({f"{trained[id(p)]}/{m}": whole})
         return found
 
-    def restore(self, step: int, weights: Mapping[str, torch.Tensor], moments: Mapping[str, torch.Tensor]) -> None:
-        import torch
+    def _like(self, value: torch.Tensor, p: Any) -> Any:
         from torch.distributed.tensor import DTensor, distribute_tensor
 
-        def like(value: torch.Tensor, p: Any) -> Any:
-            on_device = value.to(self.accelerator.device)
-            return distribute_tensor(on_device, p.device_mesh, p.placements) if isinstance(p, DTensor) else on_device
-
-        with torch.no_grad():
-            for name, p in self.trained():
-                p.copy_(like(weights[name], p))
-                if f"{name}/{MOMENTS[0]}" in moments:
-                    found = {m: like(moments[f"{name}/{m}"], p) for m in MOMENTS}
-                    on = self.accelerator.device if self.optimizer.param_groups[0].get("fused") else "cpu"
-                    self.optimizer.state[p] = {"step": torch.tensor(float(step), device=on), **found}
+        value = value.to(self.accelerator.device)
+        return distribute_tensor(value, p.device_mesh, p.placements) if isinstance(p, DTensor) else value
 
     @contextmanager
     def whole(self) -> Iterator[None]:

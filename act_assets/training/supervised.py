@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from act_assets.profile import Optimisation
 from act_assets.seeds import derive_seed
-from act_assets.training.history import History, TrainingPoint
-from act_assets.training.logging import Board, point_scalars, replay
+from act_assets.training.checkpoint import RunFolder
+from act_assets.training.logging import TrainingLog, TrainingPoint
 from act_assets.training.logprobs import sizes, token_log_probs
 from act_assets.training.optimizer import PassLoss, Updater
 from act_assets.training.packing import Batch, PackedRow, TokenRow, grow
 from act_assets.training.policy import save_model
-from act_assets.training.run_folder import RunFolder
 from resources.settings import Compute
 
 if TYPE_CHECKING:
@@ -27,8 +26,9 @@ if TYPE_CHECKING:
 class Supervised:
     """Trains a model on the masked tokens (AdamW, linear decay), a validation after every epoch.
 
-    `groups` are rows that begin alike, such as the turns of a conversation: they are drawn together, and what those of
-    one batch share is computed once. `batch_size` counts rows.
+    `groups` are rows that begin alike, such as the turns of a conversation: they are drawn together,
+    and what those of one batch share is computed once. `batch_size` counts rows. After `run`, `best`
+    is the epoch with the lowest validation loss, and `kept` the name of its model.
     """
 
     def __init__(
@@ -40,22 +40,24 @@ class Supervised:
         settings: Optimisation,
         compute: Compute,
         seed: int,
-        history: History,
+        log: TrainingLog,
         *,
         learning_rate: float | None = None,
         mixed_precision: bool = False,
     ) -> None:
         self.groups, self.validation, self.settings, self.seed = groups, validation, settings, seed
-        self.pad_id, self.history = pad_id, history
+        self.pad_id, self.log = pad_id, log
+        self.best: TrainingPoint | None = None
+        self.kept = ""
         self.epoch_steps = len(self.batches(1))
-        history.total_steps = settings.epochs * self.epoch_steps
+        log.total_steps = settings.epochs * self.epoch_steps
         self.updater = Updater(
             model,
             settings,
             compute,
-            history.total_steps,
+            log.total_steps,
             seed,
-            history.where,
+            log.where,
             learning_rate=learning_rate,
             mixed_precision=mixed_precision,
         )
@@ -68,30 +70,22 @@ class Supervised:
         size = self.settings.batch_size
         return [rows[i : i + size] for i in range(0, len(rows), size)]
 
-    def run(
-        self,
-        folder: RunFolder | None,
-        meter: Meter,
-        board: Board,
-        on_validation: Callable[[TrainingPoint], dict[str, Any]] = lambda point: {},
-        restore: Callable[[dict[str, Any]], None] = lambda record: None,
-    ) -> None:
-        """All epochs, from where a run before this one was cut short. `on_validation` gives what the state has to
-        hold of the caller, `restore` takes it back."""
-        kept: dict[str, Any] = {}
+    def run(self, folder: RunFolder | None, meter: Meter, tokenizer: Any = None) -> None:
+        """All epochs, from where a run before this one was cut short. With a `tokenizer` the model of the
+        best epoch is kept in `folder`."""
         saved = folder.resume(self.updater) if folder else None
         if saved:
-            replay(saved.record["points"], self.history, board)
+            self.log.replay(saved.record["points"])
             meter.restore(saved.record["meter"])
-            kept = dict(saved.record["kept"])
-            restore(kept)
+            if kept := saved.record["kept"]:
+                self.best, self.kept = TrainingPoint(**kept["best"]), kept["name"]
 
         def save() -> None:
             if folder:
                 with meter.phase("save"):
-                    points = [asdict(p) for p in self.history.points]
-                    record = {"points": points, "meter": meter.snapshot(), "kept": kept}
-                    folder.save(self.updater, record)
+                    kept = {"best": asdict(self.best), "name": self.kept} if self.best else {}
+                    points = [asdict(p) for p in self.log.points]
+                    folder.save(self.updater, {"points": points, "meter": meter.snapshot(), "kept": kept})
 
         for epoch in range(1, self.settings.epochs + 1):
             start = (epoch - 1) * self.epoch_steps
@@ -100,19 +94,20 @@ class Supervised:
             for k, batch in enumerate(self.batches(epoch)):
                 if start + k < self.updater.step_count:
                     continue
-                self._update(batch, epoch - 1 + (k + 1) / self.epoch_steps, meter, board)
+                self._update(batch, epoch - 1 + (k + 1) / self.epoch_steps, meter)
                 if folder and k < self.epoch_steps - 1 and self.updater.step_count % folder.every == 0:
                     save()
             with meter.phase("validate"):
                 point = self.validate(epoch)
-            board.scalars(point.step, point_scalars(point))
-            with meter.phase("save"):
-                kept = on_validation(point)
+            if folder and tokenizer and (self.best is None or point.loss < self.best.loss):
+                with meter.phase("save"):
+                    self.best, self.kept = point, f"kept-{epoch:02d}"
+                    self._keep(folder, tokenizer)
             save()
-            if folder and self.updater.is_main and kept:
-                folder.forget_others(kept["name"])
+            if folder and self.updater.is_main and self.kept:
+                folder.forget_others(self.kept)
 
-    def _update(self, batch: Sequence[tuple[int, int]], epoch: float, meter: Meter, board: Board) -> None:
+    def _update(self, batch: Sequence[tuple[int, int]], epoch: float, meter: Meter) -> None:
         members: dict[int, list[TokenRow]] = {}
         for g, i in batch:
             members.setdefault(g, []).append(self.groups[g][i])
@@ -129,8 +124,7 @@ class Supervised:
             gradient_norm=done.gradient_norm,
             learning_rate=done.learning_rate,
         )
-        self.history.point(point)
-        board.scalars(done.step, {**point_scalars(point), **meter.rates()})
+        self.log.point(point, meter.rates())
 
     def _rows(self, groups: Iterable[Sequence[TokenRow]]) -> list[list[PackedRow]]:
         """Each group as one row, or as several where one would be more than a pass may hold."""
@@ -151,7 +145,7 @@ class Supervised:
         rows = self._rows(self.validation)
         sums = self.updater.evaluate(sizes(rows), self.loss(rows))
         point = TrainingPoint(self.updater.step_count, float(epoch), "validation", sums["loss"])
-        self.history.point(point)
+        self.log.point(point)
         return point
 
     def loss(self, rows: Sequence[Sequence[PackedRow]]) -> PassLoss:
@@ -164,9 +158,8 @@ class Supervised:
 
         return part
 
-    def save_model(self, tokenizer: Any, folder: RunFolder, epoch: int) -> str:
-        """Keeps the model as it is now; gives its name. Every process has to call it."""
-        weights = self.updater.weights()
-        if not self.updater.is_main:
-            return f"kept-{epoch:02d}"
-        return folder.keep(epoch, lambda to: save_model(self.updater.policy, tokenizer, to, weights))
+    def _keep(self, folder: RunFolder, tokenizer: Any) -> None:
+        """Keeps the model as it is now; every process has to call it."""
+        weights = self.updater.sharding.weights()
+        if self.updater.is_main:
+            folder.keep(self.kept, lambda to: save_model(self.updater.policy, tokenizer, to, weights))

@@ -40,7 +40,7 @@ def require_vllm() -> None:
 
 
 def serve_command(
-    settings: Engine, model: Any, model_path: str | Path, max_length: int | None, serve: Sequence[str] = SERVE
+    settings: Engine, model: Any, model_path: str | Path, max_length: int, serve: Sequence[str] = SERVE
 ) -> list[str]:
     """`vllm serve` for this policy, without host and port."""
     command = [
@@ -50,9 +50,8 @@ def serve_command(
         *("--gpu-memory-utilization", str(settings.memory_share)),
         *("--generation-config", "vllm"),  # what a model ships (a repetition penalty, say) is not pi_theta
         *("--uvicorn-log-level", "warning"),
+        *("--max-model-len", str(max_length)),
     ]
-    if max_length is not None:
-        command += ["--max-model-len", str(max_length)]
     if (rank := _lora_rank(model)) is not None:
         allowed = next((r for r in LORA_RANKS if r >= rank), rank)
         command += ["--enable-lora", "--max-lora-rank", str(allowed), "--max-loras", "1", "--max-cpu-loras", "2"]
@@ -72,7 +71,7 @@ def _lora_rank(model: Any) -> int | None:
 class VllmServerEngine:
     """Samples from a server. With several processes the first one starts it, and all of them ask it.
 
-    `accelerator` is the training's; None is one process. `serve` replaces the command that is run.
+    `accelerator` is the training's. `serve` replaces the command that is run.
     """
 
     def __init__(
@@ -84,8 +83,8 @@ class VllmServerEngine:
         model_path: str | Path,
         logs: Path,
         *,
-        max_length: int | None = None,
-        accelerator: Any = None,
+        max_length: int,
+        accelerator: Any,
         serve: Sequence[str] | None = None,
     ) -> None:
         if serve is None:
@@ -96,12 +95,12 @@ class VllmServerEngine:
         self._pushes = 0
         self._adapters = logs / "vllm-adapter"
         self._send_weights: Callable[[], None] | None = None
-        self._is_main = accelerator is None or accelerator.is_main_process
+        self._is_main = bool(accelerator.is_main_process)
         log = logs / "vllm.txt"
         if self._is_main:
             command = serve_command(settings, model, model_path, max_length, serve or SERVE)
             self.server = VllmServer.start(command, log, _environment(settings))
-        if accelerator is not None and accelerator.num_processes > 1:
+        if accelerator.num_processes > 1:
             from accelerate.utils import broadcast_object_list
 
             port = broadcast_object_list([self.server.port if self._is_main else 0])[0]
@@ -156,8 +155,7 @@ class VllmServerEngine:
             if self._send_weights is None:
                 self._send_weights = weight_transfer(self.model, self.accelerator, self.tokenizer, self.server)
             self._send_weights()
-        if self.accelerator is not None:
-            self.accelerator.wait_for_everyone()
+        self.accelerator.wait_for_everyone()
         self.version = version
 
     def _push_adapter(self, version: int) -> None:
@@ -196,7 +194,7 @@ def weight_transfer(model: Any, accelerator: Any, tokenizer: Any, server: VllmSe
     try:
         generation = VLLMGeneration(
             model,
-            accelerator or _accelerator(),
+            accelerator,
             tokenizer,
             mode="server",
             server_base_url=server.url,
@@ -211,12 +209,6 @@ def weight_transfer(model: Any, accelerator: Any, tokenizer: Any, server: VllmSe
     return lambda: generation.sync_weights()
 
 
-def _accelerator() -> Any:
-    from accelerate import Accelerator
-
-    return Accelerator()
-
-
 class VllmColocatedEngine:
     """Samples within the training process, on its GPU."""
 
@@ -227,8 +219,8 @@ class VllmColocatedEngine:
         tokenizer: Any,
         end_id: int,
         *,
-        max_length: int | None = None,
-        accelerator: Any = None,
+        max_length: int,
+        accelerator: Any,
     ) -> None:
         require_vllm()
         from trl.generation.vllm_generation import VLLMGeneration
@@ -237,7 +229,7 @@ class VllmColocatedEngine:
         os.environ.setdefault("VLLM_HOST_IP", HOST)
         self._generation: Any = VLLMGeneration(
             model,
-            accelerator or _accelerator(),
+            accelerator,
             tokenizer,
             mode="colocate",
             gpu_memory_utilization=settings.memory_share,

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resources.compute import free_port
+from resources.compute import end_group, free_port, last_lines
 from resources.errors import TrainingError
 
 HOST = "127.0.0.1"
@@ -32,7 +32,7 @@ START_LIMIT_S = 1200.0  # reading 7B weights from a slow disk and compiling take
 ANSWER_LIMIT_S = 900.0  # of one request, the wait for its turn included
 GRACE_S = 10.0
 CHECK_EVERY_S = 0.25
-RESUME = "run again: training goes on from the last saved state"
+RESUME = "run again: training resumes from the last saved state"
 # vLLM reports its use to its makers unless told not to.
 QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 
@@ -143,24 +143,16 @@ class VllmServer:
             f"was ended by signal {signal.Signals(code - 128).name}" if code > 128 else f"ended with exit code {code}"
         )
 
-    def _last_words(self, lines: int = 5) -> str:
-        with contextlib.suppress(OSError):
-            said = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
-            return "; its last words:\n" + "\n".join(f"  | {line}" for line in said) if said else ""
-        return ""
+    def _last_words(self) -> str:
+        said = last_lines(self.log)
+        return f"; its last words:\n{said}" if said else ""
 
     def close(self) -> None:
         """Ends the server and all that it started: SIGTERM, then SIGKILL. Safe to call again."""
         if self.process is None:
             return
         process, self.process = self.process, None
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(GRACE_S)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        end_group(process, GRACE_S)
         if process.stdin is not None:
             process.stdin.close()
 

@@ -8,7 +8,7 @@ from typing import Any
 from act_assets.defs.metadata import metadata_of
 from act_assets.pipeline.stage import StageResult
 from act_assets.rows import write_rows
-from act_assets.training.history import TrainingPoint
+from act_assets.training.logging import TrainingPoint
 from resources.artifacts import Artifact, Key
 
 FACTS = {

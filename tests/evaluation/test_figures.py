@@ -27,7 +27,7 @@ from act_assets.evaluation.report.figures import (
 )
 from act_assets.methods import TRAINED as METHODS
 from act_assets.training.act import Rollout, Verdict
-from act_assets.training.history import TrainingPoint
+from act_assets.training.logging import TrainingPoint
 
 
 def pixels(png: bytes) -> np.ndarray:

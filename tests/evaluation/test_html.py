@@ -36,7 +36,7 @@ from act_assets.roles.build import describe
 from act_assets.rows import write_rows
 from act_assets.tasks.pacific.task import PACIFIC
 from act_assets.training.act import Rollout
-from act_assets.training.history import TrainingPoint
+from act_assets.training.logging import TrainingPoint
 from resources.artifacts import Artifact, Key
 
 SAMPLE = Path(__file__).parents[2] / "datasets" / "sample" / "pacific"

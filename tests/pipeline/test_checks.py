@@ -23,7 +23,7 @@ from act_assets.pipeline.checks import (
 )
 from act_assets.tasks.base import Task, TaskData, TwinMaker, messages_of
 from act_assets.tasks.rules import same_text
-from act_assets.training.history import TrainingPoint
+from act_assets.training.logging import TrainingPoint
 
 Pairs = list[PreferencePair]
 

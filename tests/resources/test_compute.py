@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
 from resources import compute
+from resources.artifacts import process_is_alive
 from resources.devices import Device
 from resources.errors import TrainingError
 from resources.llm.service import CallSettings
@@ -50,14 +50,6 @@ def eventually(holds: Callable[[], object], within_s: float = 20.0) -> bool:
     return False
 
 
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that only waits to be collected does not."""
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
 def family(folder: Path) -> list[int]:
     """The pids of those of FAMILY that are up."""
     return [int(p.read_text()) for p in folder.glob("*.pid")]
@@ -87,7 +79,7 @@ def test_an_interrupted_wait_ends_the_child_and_its_grandchild(tmp_path: Path) -
         watcher.join()
         signal.signal(signal.SIGUSR1, before)
     assert len(family(tmp_path)) == 2
-    assert eventually(lambda: not any(map(alive, family(tmp_path))), within_s=5)
+    assert eventually(lambda: not any(map(process_is_alive, family(tmp_path))), within_s=5)
 
 
 def test_what_a_child_leaves_running_ends_with_it(tmp_path: Path) -> None:
@@ -95,7 +87,7 @@ def test_what_a_child_leaves_running_ends_with_it(tmp_path: Path) -> None:
     leaves = "while not (folder / '3.pid').exists(): time.sleep(0.01)\nsys.exit(4)"
     script.write_text(FAMILY.replace("time.sleep(60)", f"if len(sys.argv) == 3: time.sleep(60)\n{leaves}"))
     assert compute.run_process_group([sys.executable, str(script), str(tmp_path)], {}) == 4
-    assert eventually(lambda: not alive(int((tmp_path / "3.pid").read_text())), within_s=5)
+    assert eventually(lambda: not process_is_alive(int((tmp_path / "3.pid").read_text())), within_s=5)
 
 
 @pytest.fixture
@@ -108,24 +100,22 @@ def training_is(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     monkeypatch.setattr(compute, "training_command", lambda compute, job, port: [sys.executable, "-c", code, str(job)])
 
 
-def test_a_job_that_ends_well_raises_nothing(monkeypatch: pytest.MonkeyPatch, job: Path) -> None:
-    training_is(monkeypatch, "")
-    compute.launch(ALONE, job)
-
-
-@pytest.mark.parametrize("name", ["SIGKILL", "SIGSEGV"])
-def test_a_killed_job_is_an_error_that_names_the_signal(monkeypatch: pytest.MonkeyPatch, job: Path, name: str) -> None:
-    training_is(monkeypatch, f"import os, signal; os.kill(os.getpid(), signal.{name})")
-    with pytest.raises(TrainingError, match=name) as caught:
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "SIGKILL"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "SIGSEGV"),
+        ("raise SystemExit(7)", "exit code 7"),
+    ],
+)
+def test_a_job_that_ends_without_a_word_is_an_error_that_says_how(
+    monkeypatch: pytest.MonkeyPatch, job: Path, code: str, said: str
+) -> None:
+    training_is(monkeypatch, code)
+    with pytest.raises(TrainingError, match=said) as caught:
         compute.launch(ALONE, job)
     assert caught.value.where == str(job)
     assert "run again" in caught.value.todo
-
-
-def test_a_job_that_says_nothing_is_an_error_with_its_exit_code(monkeypatch: pytest.MonkeyPatch, job: Path) -> None:
-    training_is(monkeypatch, "raise SystemExit(7)")
-    with pytest.raises(TrainingError, match="ended with exit code 7"):
-        compute.launch(ALONE, job)
 
 
 def test_a_job_runs_with_the_environment_given_in_a_group_of_its_own(
@@ -201,7 +191,7 @@ def test_a_whole_process_group_ends_when_its_parent_is_killed(tmp_path: Path) ->
     finally:
         parent.kill()
         parent.wait()
-    assert eventually(lambda: not any(map(alive, family(tmp_path))), within_s=5)
+    assert eventually(lambda: not any(map(process_is_alive, family(tmp_path))), within_s=5)
 
 
 def test_a_training_process_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
@@ -222,32 +212,30 @@ def test_a_training_process_ends_when_its_parent_is_killed(tmp_path: Path) -> No
         (training,) = psutil.Process(parent.pid).children()
         assert os.getpgid(training.pid) == training.pid
         time.sleep(0.2)
-        assert alive(training.pid)
+        assert process_is_alive(training.pid)
     finally:
         parent.kill()
         parent.wait()
-    assert eventually(lambda: not alive(training.pid), within_s=5)
+    assert eventually(lambda: not process_is_alive(training.pid), within_s=5)
 
 
-def test_the_waiting_thread_ticks_while_the_job_runs(monkeypatch: pytest.MonkeyPatch, job: Path) -> None:
-    training_is(monkeypatch, "import time; time.sleep(0.5)")
-    monkeypatch.setattr(compute, "TICK_S", 0.05)
+def test_the_waiting_thread_ticks_while_the_job_runs_and_an_error_of_it_ends_the_job(
+    monkeypatch: pytest.MonkeyPatch, job: Path
+) -> None:
     ticks: list[str] = []
-    compute.launch(ALONE, job, on_tick=lambda: ticks.append(threading.current_thread().name))
-    assert len(ticks) > 2
-    assert set(ticks) == {threading.current_thread().name}
 
-
-def test_an_error_of_the_tick_ends_the_job(monkeypatch: pytest.MonkeyPatch, job: Path) -> None:
     def tick() -> None:
-        raise Interrupted
+        ticks.append(threading.current_thread().name)
+        if len(ticks) > 2 and job.is_file() and job.read_text():
+            raise Interrupted
 
     monkeypatch.setattr(compute, "TICK_S", 0.05)
     job.parent.mkdir()
     training_is(monkeypatch, "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)")
     with pytest.raises(Interrupted):
-        compute.launch(ALONE, job, on_tick=lambda: tick() if job.is_file() and job.read_text() else None)
-    assert not alive(int(job.read_text()))
+        compute.launch(ALONE, job, on_tick=tick)
+    assert set(ticks) == {threading.current_thread().name}
+    assert not process_is_alive(int(job.read_text()))
 
 
 def test_the_message_of_the_rank_that_failed_first_is_passed_on(monkeypatch: pytest.MonkeyPatch, job: Path) -> None:
@@ -342,15 +330,14 @@ accelerator.end_training()
 """
 
 
-def trained_by(strategy: str, monkeypatch: pytest.MonkeyPatch, job: Path) -> list[dict[str, Any]]:
-    """What two ranks of RANKS say."""
+def ranks_are(code: str, monkeypatch: pytest.MonkeyPatch, job: Path) -> Path:
+    """Puts a program in the place of the training program of several processes."""
     job.parent.mkdir(exist_ok=True)
     script = job.parent / "ranks.py"
-    script.write_text(RANKS)
+    script.write_text(code)
     monkeypatch.setattr(compute, "PROGRAM", (str(script),))
     monkeypatch.setenv("PYTHONPATH", str(compute.PROJECT))
-    compute.launch(several(strategy), job)
-    return [json.loads((job.parent / f"{rank}.json").read_text()) for rank in (0, 1)]
+    return script
 
 
 @pytest.mark.parametrize(
@@ -366,7 +353,9 @@ def test_two_ranks_train_together_and_listen_on_the_loopback_interface_alone(
 ) -> None:
     if kind == "DEEPSPEED" and find_spec("deepspeed") is None:
         pytest.skip("deepspeed is not installed")
-    seen = trained_by(strategy, monkeypatch, job)
+    ranks_are(RANKS, monkeypatch, job)
+    compute.launch(several(strategy), job)
+    seen = [json.loads((job.parent / f"{rank}.json").read_text()) for rank in (0, 1)]
     assert [(s["processes"], s["kind"]) for s in seen] == [(2, kind)] * 2
     assert seen[0]["losses"] == pytest.approx([4.14714, 3.64812, 3.42802], abs=1e-4)
     assert {address for s in seen for address in s["listening"]} <= {"127.0.0.1"}
@@ -388,24 +377,17 @@ time.sleep(60)
 
 
 def test_all_ranks_end_when_one_fails_and_its_message_is_passed_on(monkeypatch: pytest.MonkeyPatch, job: Path) -> None:
-    job.parent.mkdir()
-    script = job.parent / "ranks.py"
     fails = "if rank == '1': (folder / 'error-rank-1.txt').write_text('rank 1 is full'); sys.exit(1)"
-    script.write_text(WAITING.replace("FAILS", fails))
-    monkeypatch.setattr(compute, "PROGRAM", (str(script),))
-    monkeypatch.setenv("PYTHONPATH", str(compute.PROJECT))
+    ranks_are(WAITING.replace("FAILS", fails), monkeypatch, job)
     with pytest.raises(TrainingError, match=r"^rank 1 is full$"):
         compute.launch(several("ddp"), job)
     assert len(family(job.parent)) == 3
-    assert not any(map(alive, family(job.parent)))
+    assert not any(map(process_is_alive, family(job.parent)))
 
 
 def test_all_ranks_end_when_the_launching_process_is_killed(monkeypatch: pytest.MonkeyPatch, job: Path) -> None:
     """The ranks lead process groups of their own, so that nobody ends them by the launcher's."""
-    job.parent.mkdir()
-    script = job.parent / "ranks.py"
-    script.write_text(WAITING.replace("FAILS", ""))
-    monkeypatch.setenv("PYTHONPATH", str(compute.PROJECT))
+    script = ranks_are(WAITING.replace("FAILS", ""), monkeypatch, job)
     how = several("ddp").model_dump_json()
     parent = subprocess.Popen([sys.executable, "-c", LAUNCH, str(job), how, str(script)])
     try:
@@ -414,4 +396,4 @@ def test_all_ranks_end_when_the_launching_process_is_killed(monkeypatch: pytest.
     finally:
         parent.kill()
         parent.wait()
-    assert eventually(lambda: not any(map(alive, family(job.parent))), within_s=5)
+    assert eventually(lambda: not any(map(process_is_alive, family(job.parent))), within_s=5)

@@ -69,7 +69,7 @@ def write_base(folder: Path) -> None:
 
 
 def train(variant: Variant, folder: Path) -> tuple[dict[str, Any], list[Any]]:
-    """Trains into `folder/out`, going on from `folder/work`; gives facts and points."""
+    """Trains into `folder/out`, resuming from `folder/work`; gives facts and points."""
     from act_assets.preference import build_pairs
     from act_assets.roles import EmbeddedProvider, Generator, RuleClassifier, Simulator
     from act_assets.tasks import get_task
@@ -108,9 +108,9 @@ def train(variant: Variant, folder: Path) -> tuple[dict[str, Any], list[Any]]:
 
 def kill_after(updates: int) -> None:
     """This process ends itself, as kill -9 does, in the middle of update number `updates` + 1 of those made here."""
-    from act_assets.training import optimizer as update
+    from act_assets.training.optimizer import Updater
 
-    step, made = update.Updater.step, [0]
+    step, made = Updater.step, [0]
 
     def dying(self: Any, *arguments: Any) -> Any:
         if made[0] == updates:
@@ -118,7 +118,7 @@ def kill_after(updates: int) -> None:
         made[0] += 1
         return step(self, *arguments)
 
-    update.Updater.step = dying  # type: ignore[method-assign]
+    Updater.step = dying  # type: ignore[method-assign]
 
 
 def launched(job: Path) -> None:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from act_assets.conversation import Conversation, PreferencePair, Trajectory, TurnState, Utterance
-from act_assets.preference import build_pairs
-from act_assets.profile import LLMRole, Lora, Profile
-from act_assets.roles import EmbeddedProvider, Generator, RuleClassifier, Simulator
+from act_assets.profile import Act, LLMRole, Lora, Profile
+from act_assets.roles import EmbeddedProvider, RuleClassifier, Simulator
 from act_assets.rows import read_rows
 from act_assets.tasks.base import Task
 from act_assets.tasks.pacific.answer import PacificJudge
@@ -38,31 +38,7 @@ from resources.errors import RoleError, TrainingError
 from resources.llm.base import LLMFailure
 from resources.llm.client import LLM
 
-
-@pytest.fixture(scope="module")
-def chat(tiny_tokenizer: Any) -> ChatFormat:
-    return ChatFormat(tiny_tokenizer)
-
-
-@pytest.fixture(scope="module")
-def model(tiny_profile: Profile, chat: ChatFormat) -> Any:
-    scratch = tiny_profile.policy.scratch
-    assert scratch is not None
-    return build_model(scratch, len(chat.tokenizer), 1280, chat, seed=1)
-
-
-@pytest.fixture(scope="module")
-def preference_pairs(pacific: Task, few_turns: list[TurnState]) -> list[PreferencePair]:
-    settings = LLMRole(provider="embedded", model="embedded-rules-1")
-    return build_pairs(pacific, few_turns, Generator(LLM(EmbeddedProvider()), settings, pacific, ()), 0)[0]
-
-
-@pytest.fixture(scope="module")
-def pairs(
-    pacific: Task, few_turns: list[TurnState], preference_pairs: list[PreferencePair], chat: ChatFormat
-) -> list[Pair]:
-    prompts, turns = PromptEncoder(pacific, chat, 320), {t.turn_id: t for t in few_turns}
-    return [initial_pair(turns[p.turn_id], p, prompts, 1280) for p in preference_pairs]
+Train = Callable[..., tuple[dict[str, Any], list[Any], Path]]
 
 
 def _said(chat: ChatFormat, text: str, action: str, truncated: bool = False) -> Utterance:
@@ -80,70 +56,87 @@ def _pair(pairs: list[Pair], action: str) -> Pair:
     return next(p for p in pairs if p.turn.action == action)
 
 
+@pytest.fixture
+def train(
+    pacific: Task,
+    few_turns: list[TurnState],
+    preference_pairs: list[PreferencePair],
+    model: Any,
+    chat: ChatFormat,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Train:
+    """`train_act` with a profile: facts, points and the folder of the artifact."""
+
+    def run(profile: Profile, model: Any = model, beta: float = 0.01) -> tuple[dict[str, Any], list[Any], Path]:
+        folder, task = tmp_path_factory.mktemp("act"), replace(pacific, beta=beta)
+        save_model(model, chat.tokenizer, folder / "sft")
+        (folder / "out").mkdir()
+        turns = {t.turn_id: t for t in few_turns}
+        intents = {t.intent_id: f"The user wants to know: 1. {t.clear_request}" for t in few_turns}
+        user = Simulator(LLM(EmbeddedProvider()), LLMRole(provider="embedded", model="embedded-rules-1"), task)
+        facts, points = train_act(
+            task,
+            turns,
+            preference_pairs,
+            turns,
+            preference_pairs[:8],
+            intents,
+            RuleClassifier(task),
+            user,
+            folder / "sft",
+            profile,
+            3,
+            folder / "out",
+            folder / "work",
+        )
+        return facts, points, folder / "out"
+
+    return run
+
+
 # --- which side a rollout replaces (lines 3 to 16) ---
 
 
-def test_a_wrong_action_loses_even_with_the_right_words(pacific: Task, chat: ChatFormat, pairs: list[Pair]) -> None:
-    """The published code chooses the winner by F1 alone and ignores the classified action."""
-    pair = _pair(pairs, "CLARIFY")
-    new, verdict, score = _judged(pair, pacific, chat, _said(chat, pair.turn.goal.text, "ANSWER"))
-    assert (verdict, score) == ("wrong_action", None)
-    assert new.rejected.text == pair.turn.goal.text
-    assert new.chosen is pair.chosen
-
-
-def test_a_good_trajectory_wins_as_a_whole(pacific: Task, chat: ChatFormat, pairs: list[Pair]) -> None:
-    pair = _pair(pairs, "CLARIFY")
-    ask, reply = _said(chat, "Which one do you mean?", "CLARIFY"), Utterance("user", "the first one", "")
-    new, verdict, score = _judged(pair, pacific, chat, ask, reply, _said(chat, pair.turn.goal.text, "ANSWER"))
-    assert (verdict, score) == ("good_outcome", 1.0)
-    assert new.rejected is pair.rejected
-    expected = [*ask.token_ids, *chat.reply_ids("the first one"), *chat.response_ids(pair.turn.goal.text)]
-    assert list(new.chosen.token_ids) == expected
-
-
-def test_a_bad_outcome_loses_as_a_whole(pacific: Task, chat: ChatFormat, pairs: list[Pair]) -> None:
-    pair = _pair(pairs, "CLARIFY")
-    ask, reply = _said(chat, "Which one do you mean?", "CLARIFY"), Utterance("user", "the first one", "")
-    new, verdict, score = _judged(pair, pacific, chat, ask, reply, _said(chat, "no idea", "ANSWER"))
-    assert (verdict, score) == ("bad_outcome", 0.0)
-    assert new.rejected.text.endswith("no idea")
-    assert new.chosen is pair.chosen
-
-
-def test_a_single_answer_is_tested_too(pacific: Task, chat: ChatFormat, pairs: list[Pair]) -> None:
-    """As printed, the reward test stands inside the clarify loop, and answers would never be tested."""
-    pair = _pair(pairs, "ANSWER")
-    new, verdict, score = _judged(pair, pacific, chat, _said(chat, "no idea", "ANSWER"))
-    assert (verdict, score, new.rejected.text) == ("bad_outcome", 0.0, "no idea")
-
-
-def test_a_trajectory_that_never_settles_loses(pacific: Task, chat: ChatFormat, pairs: list[Pair]) -> None:
-    pair = _pair(pairs, "CLARIFY")
-    new, verdict, score = _judged(pair, pacific, chat, _said(chat, "Which?", "CLARIFY"), ended="max_clarifications")
-    assert (verdict, score, new.rejected.text) == ("bad_outcome", None, "Which?")
-
-
-def test_a_correct_answer_that_is_already_the_winner_changes_nothing(
-    pacific: Task, chat: ChatFormat, pairs: list[Pair]
+# A correct answer is the turn's goal; the published code chooses by F1 alone and ignores the classified action. As
+# printed, the reward test stands inside the clarify loop, and answers would never be tested.
+@pytest.mark.parametrize(
+    ("action", "said", "ended", "verdict", "score", "replaced"),
+    [
+        ("CLARIFY", ["ANSWER: goal"], "settled", "wrong_action", None, "rejected"),
+        ("CLARIFY", ["CLARIFY: Which?", "ANSWER: goal"], "settled", "good_outcome", 1.0, "chosen"),
+        ("CLARIFY", ["CLARIFY: Which?", "ANSWER: no idea"], "settled", "bad_outcome", 0.0, "rejected"),
+        ("ANSWER", ["ANSWER: no idea"], "settled", "bad_outcome", 0.0, "rejected"),
+        ("CLARIFY", ["CLARIFY: Which?"], "max_clarifications", "bad_outcome", None, "rejected"),
+        ("ANSWER", ["ANSWER: winner"], "settled", "already_winner", 1.0, ""),
+        ("CLARIFY", ["ANSWER: winner"], "settled", "no_contrast", None, ""),
+        ("CLARIFY", ["CLARIFY: Which?"], "too_long", "no_room", None, ""),
+    ],
+)
+def test_which_side_a_rollout_replaces(
+    pacific: Task,
+    chat: ChatFormat,
+    pairs: list[Pair],
+    action: str,
+    said: list[str],
+    ended: str,
+    verdict: str,
+    score: float | None,
+    replaced: str,
 ) -> None:
-    pair = _pair(pairs, "ANSWER")
-    new, verdict, score = _judged(pair, pacific, chat, _said(chat, pair.chosen.text, "ANSWER"))
-    assert (new, verdict, score) == (pair, "already_winner", 1.0)
-
-
-def test_equal_winner_and_loser_never_reach_the_loss(pacific: Task, chat: ChatFormat, pairs: list[Pair]) -> None:
-    pair = _pair(pairs, "CLARIFY")
-    new, verdict, _ = _judged(pair, pacific, chat, _said(chat, pair.chosen.text, "ANSWER"))
-    assert (new, verdict) == (pair, "no_contrast")
-
-
-def test_a_conversation_that_does_not_fit_says_nothing_about_the_response(
-    pacific: Task, chat: ChatFormat, pairs: list[Pair]
-) -> None:
-    pair = _pair(pairs, "CLARIFY")
-    new, verdict, score = _judged(pair, pacific, chat, _said(chat, "Which?", "CLARIFY"), ended="too_long")
-    assert (new, verdict, score) == (pair, "no_room", None)
+    pair = _pair(pairs, action)
+    words = {"goal": pair.turn.goal.text, "winner": pair.chosen.text}
+    utterances: list[Utterance] = []
+    for label, text in (each.split(": ") for each in said):
+        utterances += [Utterance("user", "the first one", "")] if utterances else []
+        utterances.append(_said(chat, words.get(text, text), label))
+    new, *found = _judged(pair, pacific, chat, *utterances, ended=ended)
+    assert found == [verdict, score]
+    for side in ("chosen", "rejected"):
+        if side != replaced:
+            assert getattr(new, side) is getattr(pair, side)
+        else:
+            ids = [i for u in utterances for i in u.token_ids or chat.reply_ids(u.text)]
+            assert list(getattr(new, side).token_ids) == ids, "the whole trajectory"
 
 
 def test_outcomes_are_judged_at_once_and_only_those_of_the_right_action(
@@ -183,35 +176,30 @@ def test_an_outcome_at_the_tolerance_wins(
     assert judge_rollout(pair, trajectory, score, 0.7, chat, mask_user_tokens=True)[1] == verdict
 
 
+class Asking:
+    """A policy that asks, and then says what the user said."""
+
+    def __init__(self, chat: ChatFormat) -> None:
+        self.chat = chat
+
+    def respond(self, dialogues: Sequence[Any]) -> list[Utterance]:
+        return [_said(self.chat, d.utterances[-1].text if d.utterances else "Which?", "") for d in dialogues]
+
+
+def _self_training(task: Task, chat: ChatFormat, reply: Any, intents: dict[str, str], act: Act) -> SelfTraining:
+    policy: Any = Asking(chat)
+    user: Any = SimpleNamespace(reply=reply)
+    return SelfTraining(task, policy, RuleClassifier(task), user, intents, act, 0)
+
+
 def test_every_reading_is_rolled_out_with_its_own_user(
     pacific: Task, ambiguous: Conversation, chat: ChatFormat, tiny_profile: Profile
 ) -> None:
     turns, prompts = pacific.turn_states(ambiguous), PromptEncoder(pacific, chat, 320)
     rejected = PreferencePair("pacific", "sales", "", "CLARIFY", "ANSWER", (), turns[0].response.text, "no idea", "")
     pairs = [initial_pair(t, replace(rejected, turn_id=t.turn_id), prompts, 1280) for t in turns]
-
-    class AsksThenRepeats:
-        """Asks, and then says what the user said."""
-
-        def __init__(self) -> None:
-            self.chat = chat
-
-        def respond(self, dialogues: Sequence[Any]) -> list[Utterance]:
-            return [_said(chat, d.utterances[-1].text if d.utterances else "Which?", "") for d in dialogues]
-
-    class Wanting:
-        def reply(self, turns, intents, trajectories):  # type: ignore[no-untyped-def]
-            return list(intents)
-
-    training = SelfTraining(
-        pacific,
-        AsksThenRepeats(),  # type: ignore[arg-type]
-        RuleClassifier(pacific),
-        Wanting(),  # type: ignore[arg-type]
-        {t.intent_id: t.goal.text for t in turns},
-        tiny_profile.act,
-        0,
-    )
+    intents = {t.intent_id: t.goal.text for t in turns}
+    training = _self_training(pacific, chat, lambda turns, intents, said: list(intents), intents, tiny_profile.act)
     sampled = training(pairs, 1, [7] * len(pairs), 7)
     rollouts, updated = [s.rollout for s in sampled], [s.applied(p) for s, p in zip(sampled, pairs, strict=True)]
     assert [r.outcome for r in rollouts] == [t.goal.text for t in turns]
@@ -220,31 +208,16 @@ def test_every_reading_is_rolled_out_with_its_own_user(
 
 
 def test_a_silent_simulator_ends_the_training_instead_of_spoiling_it(
-    pacific: Task, few_turns: list[TurnState], pairs: list[Pair], chat: ChatFormat, tiny_profile: Profile
+    pacific: Task, pairs: list[Pair], chat: ChatFormat, tiny_profile: Profile
 ) -> None:
-    class Asking:
-        def __init__(self) -> None:
-            self.chat = chat
-
-        def respond(self, dialogues: Sequence[Any]) -> list[Utterance]:
-            return [_said(chat, "Which?", "") for _ in dialogues]
-
-    class Refusing:
-        def reply(self, turns, intents, trajectories):  # type: ignore[no-untyped-def]
-            return [LLMFailure("timeout", "no answer", True, t.turn_id) for t in turns]
+    def silent(turns: Sequence[TurnState], *_: Any) -> list[LLMFailure]:
+        return [LLMFailure("timeout", "no answer", True, t.turn_id) for t in turns]
 
     clarify = [p for p in pairs if p.turn.action == "CLARIFY"]
-    training = SelfTraining(
-        pacific,
-        Asking(),  # type: ignore[arg-type]
-        RuleClassifier(pacific),
-        Refusing(),  # type: ignore[arg-type]
-        {p.turn.intent_id: "" for p in clarify},
-        tiny_profile.act,
-        0,
-    )
-    with pytest.raises(RoleError, match=f"simulated user: {len(clarify)} of {len(clarify)}"):
+    training = _self_training(pacific, chat, silent, {p.turn.intent_id: "" for p in clarify}, tiny_profile.act)
+    with pytest.raises(RoleError) as caught:
         training(clarify, 1, [7] * len(clarify), 7)
+    assert len(caught.value.failures) == len(clarify)
 
 
 # --- which tokens carry loss ---
@@ -323,14 +296,7 @@ def test_the_loss_is_equation_1_on_the_updated_pair_with_user_tokens_left_out(
 
 
 def test_policy_and_reference_score_the_same_token_ids_and_the_reference_stays(
-    pacific: Task,
-    few_turns: list[TurnState],
-    preference_pairs: list[PreferencePair],
-    model: Any,
-    chat: ChatFormat,
-    tiny_profile: Profile,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    train: Train, preference_pairs: list[PreferencePair], tiny_profile: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the published code the reference simulates a trajectory of its own."""
     by_policy: list[list[str]] = []
@@ -354,7 +320,7 @@ def test_policy_and_reference_score_the_same_token_ids_and_the_reference_stays(
 
     monkeypatch.setattr("act_assets.training.act_trainer.ReferenceScores", Noting)
     monkeypatch.setattr("act_assets.training.act_trainer.Batch.of", noting_batch)
-    _train(pacific, few_turns, preference_pairs, model, chat, tiny_profile, tmp_path / "run")
+    train(tiny_profile)
     scored = {key for keys in by_policy for key in keys}
     initial = len({c for p in preference_pairs for c in ((p.turn_id, p.chosen), (p.turn_id, p.rejected))})
     assert scored == by_reference
@@ -367,52 +333,11 @@ def test_policy_and_reference_score_the_same_token_ids_and_the_reference_stays(
 # --- the whole of it ---
 
 
-def _train(
-    task: Task,
-    turns: list[TurnState],
-    pairs: list[PreferencePair],
-    model: Any,
-    chat: ChatFormat,
-    profile: Profile,
-    folder: Path,
-) -> tuple[dict[str, Any], list[Any]]:
-    folder.mkdir()
-    save_model(model, chat.tokenizer, folder / "sft")
-    (folder / "out").mkdir()
-    by_id = {t.turn_id: t for t in turns}
-    intents = {t.intent_id: f"The user wants to know: 1. {t.clear_request}" for t in turns}
-    user = Simulator(LLM(EmbeddedProvider()), LLMRole(provider="embedded", model="embedded-rules-1"), task)
-    return train_act(
-        task,
-        by_id,
-        pairs,
-        by_id,
-        pairs[:8],
-        intents,
-        RuleClassifier(task),
-        user,
-        folder / "sft",
-        profile,
-        3,
-        folder / "out",
-        folder / "work",
-    )
-
-
 @pytest.mark.parametrize(
     ("named", "beta"), [({"pacific": 0.25}, 0.25), ({"another": 0.25}, 0.5), ({}, 0.5)], ids=["its", "other", "none"]
 )
 def test_the_tasks_own_beta_is_used_where_the_profile_names_none(
-    pacific: Task,
-    few_turns: list[TurnState],
-    preference_pairs: list[PreferencePair],
-    model: Any,
-    chat: ChatFormat,
-    tiny_profile: Profile,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    named: dict[str, float],
-    beta: float,
+    train: Train, tiny_profile: Profile, monkeypatch: pytest.MonkeyPatch, named: dict[str, float], beta: float
 ) -> None:
     used: set[float] = set()
 
@@ -421,8 +346,7 @@ def test_the_tasks_own_beta_is_used_where_the_profile_names_none(
         return dpo_terms(log_probs, reference, beta)
 
     monkeypatch.setattr("act_assets.training.act_trainer.dpo_terms", noting)
-    profile = tiny_profile.model_copy(update={"act": tiny_profile.act.model_copy(update={"beta": named})})
-    _train(replace(pacific, beta=0.5), few_turns, preference_pairs, model, chat, profile, tmp_path / "out")
+    train(tiny_profile.model_copy(update={"act": tiny_profile.act.model_copy(update={"beta": named})}), beta=0.5)
     assert used == {beta}
 
 
@@ -433,44 +357,29 @@ def two_epochs(tiny_profile: Profile) -> Profile:
 
 
 def test_the_same_seed_gives_the_same_losses_weights_and_rollouts(
-    pacific: Task,
-    few_turns,
-    preference_pairs,
-    model,
-    chat,
-    two_epochs: Profile,
-    tmp_path: Path,  # type: ignore[no-untyped-def]
+    train: Train, preference_pairs: list[PreferencePair], two_epochs: Profile
 ) -> None:
-    runs = [_train(pacific, few_turns, preference_pairs, model, chat, two_epochs, tmp_path / name) for name in "ab"]
-    assert runs[0][1] == runs[1][1]
+    (facts, points, out), (_, again, other) = train(two_epochs), train(two_epochs)
+    assert points == again
     for name in ("model/model.safetensors", "rollouts/epoch-01.parquet", "rollouts/epoch-02.parquet"):
-        assert (tmp_path / "a" / "out" / name).read_bytes() == (tmp_path / "b" / "out" / name).read_bytes()
-    facts, points = runs[0]
+        assert (out / name).read_bytes() == (other / name).read_bytes()
     margins = {p.epoch: p.reward_margin for p in points if p.split == "validation"}
     assert facts["kept_epoch"] == max(margins, key=lambda e: margins[e] or -math.inf), "by margin, not by loss"
-    rows = [r for e in (1, 2) for r in read_rows(tmp_path / "a" / "out" / "rollouts" / f"epoch-0{e}.parquet", Rollout)]
+    rows = [r for e in (1, 2) for r in read_rows(out / "rollouts" / f"epoch-0{e}.parquet", Rollout)]
     assert len(rows) == 2 * len(preference_pairs)
     assert {r.epoch for r in rows} == {1, 2}
     assert all(r.chosen != r.rejected for r in rows)
     assert all((r.replaced == "loser") == (r.verdict in ("wrong_action", "bad_outcome")) for r in rows)
-    assert not list((tmp_path / "a" / "out").rglob("*.bin")), "nothing pickled"
+    assert not list(out.rglob("*.bin")), "nothing pickled"
 
 
 def test_lora_keeps_its_base_as_reference_and_exports_a_merged_model(
-    pacific: Task,
-    few_turns,
-    preference_pairs,
-    model,
-    chat,
-    two_epochs: Profile,
-    tmp_path: Path,  # type: ignore[no-untyped-def]
+    train: Train, model: Any, two_epochs: Profile
 ) -> None:
     from transformers import AutoModelForCausalLM
 
     policy = two_epochs.policy.model_copy(update={"lora": Lora(r=4, alpha=8)})
-    profile = two_epochs.model_copy(update={"policy": policy})
-    _train(pacific, few_turns, preference_pairs, model, chat, profile, tmp_path / "lora")
-    out = tmp_path / "lora" / "out"
+    *_, out = train(two_epochs.model_copy(update={"policy": policy}))
     assert (out / "adapter" / "adapter_model.safetensors").is_file()
     merged = AutoModelForCausalLM.from_pretrained(out / "model").state_dict()
     base = model.state_dict()
@@ -479,17 +388,9 @@ def test_lora_keeps_its_base_as_reference_and_exports_a_merged_model(
     assert not any("embed" in k for k in changed)
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_with_advice(
-    pacific: Task,
-    few_turns,
-    preference_pairs,
-    model,
-    chat,
-    two_epochs: Profile,
-    tmp_path: Path,  # type: ignore[no-untyped-def]
-) -> None:
+def test_a_loss_that_is_not_finite_ends_the_run_with_advice(train: Train, model: Any, two_epochs: Profile) -> None:
     broken = copy.deepcopy(model)
     with torch.no_grad():
         next(iter(broken.parameters())).fill_(float("nan"))
     with pytest.raises(TrainingError, match=r"(?s)loss became nan.*lower the learning rate"):
-        _train(pacific, few_turns, preference_pairs, broken, chat, two_epochs, tmp_path / "nan")
+        train(two_epochs, model=broken)

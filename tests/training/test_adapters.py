@@ -20,12 +20,6 @@ from resources.settings import Compute
 ROW = TokenRow((5, 6, 7, 8, 9, 10), (0, 0, 0, 1, 1, 1))
 
 
-@pytest.fixture
-def model(tiny_profile: Profile, tiny_tokenizer: Any) -> Any:
-    assert tiny_profile.policy.scratch is not None
-    return build_model(tiny_profile.policy.scratch, len(tiny_tokenizer), 1280, ChatFormat(tiny_tokenizer), seed=1)
-
-
 def _scores(model: Any) -> list[float]:
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         return sequence_log_probs(model.eval(), Batch.of(rows_of([ROW], share=True), 0)).tolist()

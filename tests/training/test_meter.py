@@ -74,14 +74,6 @@ def test_a_phase_that_raises_is_closed(meter: Meter, clock: Clock) -> None:
     assert shares(meter) == {"share_score": 0.25, "share_other": 0.75}
 
 
-def test_an_open_phase_is_charged_up_to_now(meter: Meter, clock: Clock) -> None:
-    with meter.phase("save"):
-        clock.passes(2)
-        assert meter.snapshot()["time_save"] == 2
-        clock.passes(1)
-    assert meter.snapshot()["time_save"] == 3
-
-
 def test_a_sampling_thread_is_reported_beside_and_never_twice(meter: Meter, clock: Clock) -> None:
     began, trained = threading.Event(), threading.Event()
 
@@ -105,25 +97,18 @@ def test_a_sampling_thread_is_reported_beside_and_never_twice(meter: Meter, cloc
 def test_rates_are_over_all_of_the_time(meter: Meter, clock: Clock) -> None:
     meter.count(pairs=4, trained_tokens=1_000, generated_tokens=10)
     meter.count(pairs=6)
+    before = meter.facts()
+    assert before["pairs_per_second"] is None, "no time is no division"
+    assert (before["share_update"], before["share_other"]) == (0.0, 1.0)
     clock.passes(20)
     facts = meter.facts()
     assert (facts["pairs_per_second"], facts["tokens_per_second"]) == (0.5, 50)
     assert facts["generated_tokens_per_second"] == 0.5
+    assert facts["model_flops_utilisation"] is None, "no GPU that is known"
     assert facts["turns_per_second"] is None, "turns were not counted"
     json.dumps(facts, allow_nan=False)
-
-
-def test_what_is_slow_keeps_its_digits(meter: Meter, clock: Clock) -> None:
-    meter.count(pairs=1)
-    clock.passes(3_000)
-    assert meter.facts()["pairs_per_second"] == pytest.approx(1 / 3_000, rel=1e-3)
-
-
-def test_no_time_is_no_division(meter: Meter) -> None:
-    meter.count(pairs=1)
-    facts = meter.facts()
-    assert facts["pairs_per_second"] is None
-    assert (facts["share_update"], facts["share_other"]) == (0.0, 1.0)
+    clock.passes(30_000)
+    assert meter.facts()["pairs_per_second"] == pytest.approx(10 / 30_020, rel=1e-3), "what is slow keeps its digits"
 
 
 def test_names_that_mean_nothing_are_refused(meter: Meter) -> None:
@@ -187,33 +172,17 @@ def test_utilisation_is_six_flops_a_trained_and_two_a_read_or_written_token(cloc
     assert meter.facts()["model_flops_utilisation"] == round(5.6e13 / 312e12, 4) == 0.1795
 
 
-def test_frozen_weights_need_no_gradients_of_their_own(clock: Clock) -> None:
-    meter = Meter(7_000_000_000, "NVIDIA H200", clock, trainable=40_000_000)
-    meter.count(trained_tokens=1_000)
-    assert meter.model_flops() == (4 * 7e9 + 2 * 4e7) * 1_000
-
-
-def test_utilisation_is_that_of_one_device(clock: Clock) -> None:
-    meters = [Meter(7_000_000_000, "NVIDIA H200", clock, processes=n) for n in (1, 8)]
+def test_frozen_weights_need_no_gradients_and_utilisation_is_that_of_one_device(clock: Clock) -> None:
+    meters = [Meter(7_000_000_000, "NVIDIA H200", clock, trainable=40_000_000, processes=n) for n in (1, 8)]
     for meter in meters:
         meter.count(trained_tokens=80_000)
+    meters[1].count_own(generated_tokens=50)
     clock.passes(10)
+    assert meters[0].model_flops() == (4 * 7e9 + 2 * 4e7) * 80_000
     one, eighth = (m.facts() for m in meters)
     assert one["model_flops_utilisation"] == pytest.approx(8 * eighth["model_flops_utilisation"], rel=1e-2)
     assert one["tokens_per_second"] == eighth["tokens_per_second"] == 8_000
-
-
-def test_amounts_of_one_process_stand_for_those_of_all(clock: Clock) -> None:
-    meter = Meter(1_000_000, CPU, clock, processes=4)
-    meter.count_own(generated_tokens=50)
-    clock.passes(1)
-    assert meter.facts()["generated_tokens_per_second"] == 200
-
-
-def test_without_a_known_gpu_there_is_no_utilisation(meter: Meter, clock: Clock) -> None:
-    meter.count(trained_tokens=1)
-    clock.passes(1)
-    assert meter.facts()["model_flops_utilisation"] is None
+    assert eighth["generated_tokens_per_second"] == 40, "one process stands for all"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import math
 from pathlib import Path
 from typing import Any
@@ -10,43 +11,18 @@ from typing import Any
 import pytest
 import torch
 
-from act_assets.conversation import TurnState
-from act_assets.preference import build_pairs
-from act_assets.profile import LLMRole, Optimisation, Profile
-from act_assets.roles import EmbeddedProvider, Generator
-from act_assets.tasks.base import Task
-from act_assets.training.act import Pair, initial_pair
-from act_assets.training.base_policy import build_model
+from act_assets.profile import Optimisation
+from act_assets.training.act import Pair
 from act_assets.training.chat_template import ChatFormat
 from act_assets.training.logprobs import ReferenceScores, dpo_terms, sequence_log_probs, sizes, text_key
 from act_assets.training.optimizer import Updater
 from act_assets.training.packing import Batch, rows_of
-from act_assets.training.policy import PromptEncoder
 from resources.errors import TrainingError
-from resources.llm.client import LLM
 from resources.settings import Compute
 
+REPO = Path(__file__).resolve().parents[2]
 STEPS, BATCH = 20, 4
 SETTINGS = Optimisation(epochs=5, learning_rate=1e-3, batch_size=BATCH, weight_decay=0.01)
-
-
-@pytest.fixture(scope="module")
-def chat(tiny_tokenizer: Any) -> ChatFormat:
-    return ChatFormat(tiny_tokenizer)
-
-
-@pytest.fixture(scope="module")
-def pairs(pacific: Task, few_turns: list[TurnState], chat: ChatFormat) -> list[Pair]:
-    prompts, turns = PromptEncoder(pacific, chat, 320), {t.turn_id: t for t in few_turns}
-    role = LLMRole(provider="embedded", model="embedded-rules-1")
-    made = build_pairs(pacific, few_turns, Generator(LLM(EmbeddedProvider()), role, pacific, ()), 0)[0]
-    return [initial_pair(turns[p.turn_id], p, prompts, 1280) for p in made][:16]
-
-
-@pytest.fixture(scope="module")
-def model(tiny_profile: Profile, chat: ChatFormat) -> Any:
-    assert tiny_profile.policy.scratch is not None
-    return build_model(tiny_profile.policy.scratch, len(chat.tokenizer), 1280, chat, seed=1)
 
 
 def _ours(
@@ -78,57 +54,32 @@ def _ours(
 
 
 def _trl(model: Any, chat: ChatFormat, pairs: list[Pair], folder: Path) -> list[float]:
-    from torch.utils.data import SequentialSampler
     from transformers import TrainerCallback
-    from trl import DPOConfig, DPOTrainer
 
-    from datasets import Dataset
-
+    spec = importlib.util.spec_from_file_location("train_step", REPO / "bench" / "train_step.py")
+    assert spec is not None
+    assert spec.loader is not None
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
     losses: list[float] = []
-
-    class InOrder(DPOTrainer):
-        def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-            return dataset
-
-        def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
-            return SequentialSampler(self.train_dataset)
 
     class Note(TrainerCallback):
         def on_log(self, *args: Any, logs: Any = None, **kwargs: Any) -> None:
             if "loss" in logs:
                 losses.append(float(logs["loss"]))
 
-    sides = {"prompt_ids": "prompt_ids", "chosen_ids": "chosen", "rejected_ids": "rejected"}
-    rows = [
-        {name: list(p.prompt_ids if of == "prompt_ids" else getattr(p, of).token_ids) for name, of in sides.items()}
-        for p in pairs
-    ]
-    InOrder(
-        model=copy.deepcopy(model),
-        ref_model=copy.deepcopy(model),
-        args=DPOConfig(
-            output_dir=str(folder),
-            beta=0.1,
-            max_length=None,
-            max_steps=STEPS,
-            per_device_train_batch_size=BATCH,
-            learning_rate=SETTINGS.learning_rate,
-            weight_decay=SETTINGS.weight_decay,
-            warmup_steps=SETTINGS.warm_up_ratio,
-            lr_scheduler_type="linear",
-            max_grad_norm=SETTINGS.max_grad_norm,
-            gradient_checkpointing=False,
-            bf16=False,
-            use_cpu=True,
-            optim="adamw_torch",
-            logging_steps=1,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-        ),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=chat.tokenizer,
-        callbacks=[Note()],
+    bench.trl_trainer(
+        model,
+        chat.tokenizer,
+        pairs,
+        folder,
+        Note(),
+        max_steps=STEPS,
+        per_device_train_batch_size=BATCH,
+        learning_rate=SETTINGS.learning_rate,
+        weight_decay=SETTINGS.weight_decay,
+        warmup_steps=SETTINGS.warm_up_ratio,
+        max_grad_norm=SETTINGS.max_grad_norm,
     ).train()
     return losses
 
@@ -144,6 +95,10 @@ def test_the_losses_are_those_of_trls_dpo_trainer_at_every_step(
         assert max(abs(a - b) for a, b in zip(losses, expected, strict=True)) <= 1e-5
 
 
+def _same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.values(), other.values(), strict=True))
+
+
 @pytest.mark.parametrize("limit", [1, 700, None])
 def test_the_size_of_a_pass_changes_no_loss(model: Any, chat: ChatFormat, pairs: list[Pair], limit: int | None) -> None:
     compute = Compute(micro_batch_tokens=limit, gradient_checkpointing=limit == 700)
@@ -156,18 +111,18 @@ def test_a_state_put_back_gives_the_updates_that_followed_it(model: Any, chat: C
     _, half = _ours(model, chat, pairs, steps=STEPS // 2)
     whole, done = _ours(model, chat, pairs)
     again = Updater(copy.deepcopy(model), SETTINGS, Compute(), STEPS, 0, "a test")
-    again.restore(half.step_count, half.weights(), half.moments())
+    again.restore(half.step_count, half.sharding.weights(), half.sharding.moments())
     assert again.step_count == STEPS // 2
     assert again.learning_rate(again.step_count) == half.learning_rate(half.step_count) > 0
-    assert all(torch.equal(a, b) for a, b in zip(half.weights().values(), again.weights().values(), strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(half.moments().values(), again.moments().values(), strict=True))
-    assert not all(torch.equal(a, b) for a, b in zip(half.weights().values(), done.weights().values(), strict=True))
+    assert _same(half.sharding.weights(), again.sharding.weights())
+    assert _same(half.sharding.moments(), again.sharding.moments())
+    assert not _same(half.sharding.weights(), done.sharding.weights())
     assert len(whole) == STEPS
 
 
 def test_a_loss_that_is_not_finite_changes_nothing(model: Any, chat: ChatFormat, pairs: list[Pair]) -> None:
     _, updater = _ours(model, chat, pairs, steps=2)
-    before = updater.weights()
+    before = updater.sharding.weights()
     rows = [rows_of(pair.rows, share=True) for pair in pairs[:2]]
 
     def broken(chosen: Any) -> Any:
@@ -176,7 +131,7 @@ def test_a_loss_that_is_not_finite_changes_nothing(model: Any, chat: ChatFormat,
 
     with pytest.raises(TrainingError, match=r"(?s)loss became nan at update 3.*lower the learning rate"):
         updater.step(sizes(rows), broken)
-    assert all(torch.equal(a, b) for a, b in zip(before.values(), updater.weights().values(), strict=True))
+    assert _same(before, updater.sharding.weights())
     assert updater.step_count == 2
 
 

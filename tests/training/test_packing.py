@@ -11,17 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from act_assets.conversation import TurnState
-from act_assets.preference import build_pairs
-from act_assets.profile import LLMRole
-from act_assets.roles import EmbeddedProvider, Generator
-from act_assets.tasks.base import Task
-from act_assets.training.act import Pair, initial_pair
-from act_assets.training.chat_template import ChatFormat
+from act_assets.training.act import Pair
 from act_assets.training.logprobs import dpo_terms, sequence_log_probs
 from act_assets.training.packing import Batch, TokenRow, grow, rows_of, share_out
-from act_assets.training.policy import PromptEncoder
-from resources.llm.client import LLM
 
 SIZE = {
     "vocab_size": 1024,
@@ -40,16 +32,6 @@ def _model(architecture: str) -> Any:
     torch.manual_seed(0)
     config = getattr(transformers, f"{architecture}Config")(**SIZE)
     return getattr(transformers, f"{architecture}ForCausalLM")(config)
-
-
-@pytest.fixture(scope="module")
-def pairs(pacific: Task, few_turns: list[TurnState], tiny_tokenizer: Any) -> list[Pair]:
-    """Real PACIFIC pairs as tokens."""
-    chat = ChatFormat(tiny_tokenizer)
-    prompts, turns = PromptEncoder(pacific, chat, 320), {t.turn_id: t for t in few_turns}
-    role = LLMRole(provider="embedded", model="embedded-rules-1")
-    made = build_pairs(pacific, few_turns, Generator(LLM(EmbeddedProvider()), role, pacific, ()), 0)[0]
-    return [initial_pair(turns[p.turn_id], p, prompts, 1280) for p in made]
 
 
 @pytest.mark.parametrize("architecture", ["Llama", "Mistral", "Qwen2"])

@@ -10,26 +10,12 @@ import pytest
 import torch
 
 from act_assets.conversation import TurnState, Utterance
-from act_assets.profile import Profile
 from act_assets.tasks.base import Task
-from act_assets.training.base_policy import build_model
 from act_assets.training.chat_template import ChatFormat
 from act_assets.training.generation import TransformersEngine
 from act_assets.training.policy import ModelPolicy, PromptEncoder, SamplingSettings, load_model, save_model
 from act_assets.trajectory import Dialogue
 from resources.errors import TrainingError
-
-
-@pytest.fixture(scope="module")
-def chat(tiny_tokenizer: Any) -> ChatFormat:
-    return ChatFormat(tiny_tokenizer)
-
-
-@pytest.fixture(scope="module")
-def model(tiny_profile: Profile, chat: ChatFormat) -> Any:
-    scratch = tiny_profile.policy.scratch
-    assert scratch is not None
-    return build_model(scratch, len(chat.tokenizer), 1280, chat, seed=1)
 
 
 def _policy(model: Any, chat: ChatFormat, task: Task, **changes: int) -> ModelPolicy:

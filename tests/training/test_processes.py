@@ -10,24 +10,12 @@ from typing import Any
 
 import pytest
 
-from act_assets.training.history import TrainingPoint
+from act_assets.training.logging import TrainingPoint
 from resources import compute as launching
 from resources.settings import Compute
 
+Alone = Callable[[str], tuple[list[Any], Path]]
 SMALL = Path(__file__).resolve().parent / "small_training.py"
-
-
-@pytest.fixture(scope="module")
-def alone(small: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Any]]:
-    """The points of one process, by variant; trained once."""
-    found: dict[str, list[Any]] = {}
-
-    def points(variant: str) -> list[Any]:
-        if variant not in found:
-            found[variant] = small.train(small.VARIANTS[variant], tmp_path_factory.mktemp(variant))[1]
-        return found[variant]
-
-    return points
 
 
 def _together(
@@ -52,11 +40,11 @@ def test_two_processes_have_the_losses_of_one(
     small: Any,
     variant: str,
     strategy: str,
-    alone: Callable[[str], list[Any]],
+    alone: Alone,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found, expected = _together(small, variant, strategy, tmp_path, monkeypatch, save_every_steps=3), alone(variant)
+    found, expected = _together(small, variant, strategy, tmp_path, monkeypatch, save_every_steps=3), alone(variant)[0]
     assert [(p.step, p.split) for p in found] == [(p.step, p.split) for p in expected]
     assert [p.loss for p in found] == pytest.approx([p.loss for p in expected], rel=1e-3)
     train = [(p.gradient_norm, q.gradient_norm) for p, q in zip(found, expected, strict=True) if p.split == "train"]
@@ -70,11 +58,11 @@ def test_in_mixed_precision_gradients_are_averaged_and_the_policy_begins_as_the_
     small: Any,
     variant: str,
     strategy: str,
-    alone: Callable[[str], list[Any]],
+    alone: Alone,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found, expected = _together(small, variant, strategy, tmp_path, monkeypatch), alone(variant)
+    found, expected = _together(small, variant, strategy, tmp_path, monkeypatch), alone(variant)[0]
     assert found[0].reward_margin == expected[0].reward_margin == 0.0
     for a, b in zip(found[:4], expected[:4], strict=True):  # later rollouts may differ: bf16 breaks ties
         assert a.gradient_norm == pytest.approx(b.gradient_norm, rel=0.1)
@@ -82,8 +70,12 @@ def test_in_mixed_precision_gradients_are_averaged_and_the_policy_begins_as_the_
 
 @pytest.mark.end_to_end
 @pytest.mark.parametrize("strategy", ["zero2", "zero3"])
-def test_a_training_begun_by_one_process_goes_on_with_two(
-    small: Any, strategy: str, alone: Callable[[str], list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_training_begun_by_one_process_resumes_with_two(
+    small: Any,
+    strategy: str,
+    alone: Alone,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from act_assets.training.optimizer import Updater
 
@@ -99,6 +91,6 @@ def test_a_training_begun_by_one_process_goes_on_with_two(
         with pytest.raises(KeyboardInterrupt):
             small.train(small.VARIANTS["act"], tmp_path)
     shutil.rmtree(tmp_path / "out")
-    found, expected = _together(small, "act", strategy, tmp_path, monkeypatch), alone("act")
+    found, expected = _together(small, "act", strategy, tmp_path, monkeypatch), alone("act")[0]
     assert [p.loss for p in found] == pytest.approx([p.loss for p in expected], rel=1e-3)
     assert found[:6] == expected[:6], "the updates before the cut are not made again"

@@ -1,4 +1,4 @@
-"""A training that is killed goes on where it was: the same losses, the same rollouts, the same weights."""
+"""A training that is killed resumes where it was: the same losses, the same rollouts, the same weights."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from act_assets.training.act import SelfTraining
 from act_assets.training.checkpoint import StateStore
 from resources.errors import RoleError, TrainingError
 
+Alone = Callable[[str], tuple[list[Any], Path]]
 SMALL = Path(__file__).resolve().parent / "small_training.py"
 
 
@@ -34,22 +36,21 @@ def _killed(variant: str, folder: Path, after: int) -> None:
 
 
 @pytest.mark.parametrize("variant", ["sft", "sft-lora", "act", "act-ahead", "act-lora"])
-def test_a_killed_training_goes_on_to_the_same_losses_and_weights(small: Any, variant: str, tmp_path: Path) -> None:
-    for name in ("whole", "killed"):
-        (tmp_path / name).mkdir()
-    _, expected = small.train(small.VARIANTS[variant], tmp_path / "whole")
-    updates = expected[-1].step
-    first = random.Random(variant).randrange(3, updates - 2)
-    _killed(variant, tmp_path / "killed", first)
-    saved = StateStore(next((tmp_path / "killed" / "work").rglob("states")), 2, "").latest()
+def test_a_killed_training_resumes_to_the_same_losses_and_weights(
+    small: Any, alone: Alone, variant: str, tmp_path: Path
+) -> None:
+    expected, out = alone(variant)
+    first = random.Random(variant).randrange(3, expected[-1].step - 2)
+    _killed(variant, tmp_path, first)
+    saved = StateStore(next((tmp_path / "work").rglob("states")), 2, "").latest()
     assert saved is not None
     assert 0 < saved.step <= first
     if variant == "act":
-        _killed(variant, tmp_path / "killed", first - saved.step + 1)
-    _, points = small.train(small.VARIANTS[variant], tmp_path / "killed")
+        _killed(variant, tmp_path, first - saved.step + 1)
+    _, points = small.train(small.VARIANTS[variant], tmp_path)
     assert points == expected
-    assert _content(tmp_path / "killed" / "out") == _content(tmp_path / "whole" / "out")
-    assert any(name.endswith("model.safetensors") for name in _content(tmp_path / "whole" / "out"))
+    assert _content(tmp_path / "out") == _content(out)
+    assert any(name.endswith("model.safetensors") for name in _content(out))
 
 
 def test_a_finished_learning_rate_is_not_tried_again(
@@ -76,20 +77,16 @@ def test_a_finished_learning_rate_is_not_tried_again(
 
 
 def test_a_state_that_is_not_whole_is_passed_over_and_named(
-    small: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small: Any, alone: Alone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "whole").mkdir()
-    _, expected = small.train(small.VARIANTS["act"], tmp_path / "whole")
-    (tmp_path / "killed").mkdir()
-    _killed("act", tmp_path / "killed", 7)
-    states = tmp_path / "killed" / "work" / "states"
-    newest = sorted(states.glob("step-*"))[-1]
+    expected, _ = alone("act")
+    _killed("act", tmp_path, 7)
+    newest = sorted((tmp_path / "work" / "states").glob("step-*"))[-1]
     content = (newest / "optimizer.safetensors").read_bytes()
     (newest / "optimizer.safetensors").write_bytes(content[: len(content) // 2])
     capsys.readouterr()
-    _, points = small.train(small.VARIANTS["act"], tmp_path / "killed")
-    said = capsys.readouterr().err
-    assert f"not whole: {newest.name}" in said
+    _, points = small.train(small.VARIANTS["act"], tmp_path)
+    assert f"not whole: {newest.name}" in capsys.readouterr().err
     assert points == expected
 
 
@@ -106,34 +103,25 @@ def _vanish_at_the_fourth_group(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SelfTraining, "__call__", vanishing)
 
 
-def test_a_vanished_endpoint_ends_with_a_state_to_go_on_from(
-    small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("variant", "resumed_at"), [("act", 3), ("act-ahead", None)])
+def test_a_vanished_endpoint_costs_no_exactness_and_without_a_lag_no_update(
+    small: Any,
+    alone: Alone,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    variant: str,
+    resumed_at: int | None,
 ) -> None:
-    (tmp_path / "whole").mkdir()
-    _, expected = small.train(small.VARIANTS["act"], tmp_path / "whole")
-    (tmp_path / "cut").mkdir()
-    _vanish_at_the_fourth_group(monkeypatch)
-    with pytest.raises(RoleError, match="simulated user"):
-        small.train(small.VARIANTS["act"], tmp_path / "cut")
-    saved = StateStore(tmp_path / "cut" / "work" / "states", 2, "").latest()
-    assert saved is not None
-    assert saved.step == 3, "nothing that was trained is lost"
-    shutil.rmtree(tmp_path / "cut" / "out")
-    _, points = small.train(small.VARIANTS["act"], tmp_path / "cut")
-    assert points == expected
-
-
-def test_with_a_lag_a_vanished_endpoint_costs_updates_and_not_exactness(
-    small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "whole").mkdir()
-    _, expected = small.train(small.VARIANTS["act-ahead"], tmp_path / "whole")
-    (tmp_path / "cut").mkdir()
+    expected, _ = alone(variant)
     _vanish_at_the_fourth_group(monkeypatch)
     with pytest.raises(RoleError):
-        small.train(small.VARIANTS["act-ahead"], tmp_path / "cut")
-    shutil.rmtree(tmp_path / "cut" / "out")
-    _, points = small.train(small.VARIANTS["act-ahead"], tmp_path / "cut")
+        small.train(small.VARIANTS[variant], tmp_path)
+    saved = StateStore(tmp_path / "work" / "states", 2, "").latest()
+    if resumed_at is not None:
+        assert saved is not None
+        assert saved.step == resumed_at, "nothing that was trained is lost"
+    shutil.rmtree(tmp_path / "out")
+    _, points = small.train(small.VARIANTS[variant], tmp_path)
     assert points == expected
 
 

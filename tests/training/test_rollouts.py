@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import threading
+from contextlib import nullcontext
 from dataclasses import asdict
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from act_assets.training.act import Completion, Rollout, Sampled
-from act_assets.training.rollouts import Group, RolloutSchedule, batches_of, plan_groups, sampled_from_json
+from act_assets.training.act_trainer import _Loop
+from act_assets.training.rollouts import Group, batches_of, plan_groups
 from resources.errors import TrainingError
 
 
@@ -18,24 +22,27 @@ def _sampled(turn: int, version: int) -> Sampled:
     return Sampled(Completion("yes", (1, 2), (1, 0)), None, rollout)
 
 
-class Recorder:
-    """Plays the sampling of one process."""
+class Recorder(_Loop):
+    """A loop of which only the schedule is there; plays the sampling of one process."""
 
-    def __init__(self) -> None:
+    def __init__(self, groups: list[Group], lag: int, processes: int = 1, gather: Any = None) -> None:
         self.events: list[tuple[str, int]] = []
         self.threads: list[str] = []
+        sharding = SimpleNamespace(whole=nullcontext, gather=gather)
+        updater: Any = SimpleNamespace(step_count=0, processes=processes, rank=0, sharding=sharding)
+        engine: Any = SimpleNamespace(push=lambda version: self.events.append(("push", version)))
+        profile: Any = SimpleNamespace(act=SimpleNamespace(rollout_lag=lag))
+        none: Any = None
+        super().__init__(updater, none, engine, none, [], [], 0.1, profile, none, none, none, none, groups)
 
     def sample(self, group: Group, version: int) -> list[Sampled]:
         self.events.append(("sample", group.number))
         self.threads.append(threading.current_thread().name)
-        return [_sampled(i, version) for i in group.indices]
+        return [_sampled(i, version) for i in group.indices[:: self.updater.processes]]
 
-    def push(self, version: int) -> None:
-        self.events.append(("push", version))
-
-
-def _schedule(groups: list[Group], of: Recorder, lag: int) -> RolloutSchedule:
-    return RolloutSchedule(groups, of.sample, of.push, list, 1, lag)
+    def take_at(self, group: Group, step: int) -> list[Sampled]:
+        self.updater.step_count = step
+        return self.take(group)
 
 
 def test_an_epoch_has_every_pair_once_in_an_order_of_its_own() -> None:
@@ -55,58 +62,55 @@ def test_a_group_is_whole_batches_of_one_epoch(turns: int | None, sizes: list[in
     assert [g.number for g in groups] == list(range(len(sizes)))
     assert [s for g in groups for s in dict.fromkeys(g.steps)] == list(range(6))
     assert [b for g in groups if g.epoch == 2 for b in g.batches] == batches_of(10, 4, 3, 2)
+    assert [g.end for g in groups if g.ends_epoch] == [3, 6]
 
 
 def test_without_a_lag_each_group_is_sampled_from_the_policy_of_now() -> None:
-    groups, of = plan_groups(8, 4, 2, None, 0), Recorder()
-    schedule = _schedule(groups, of, 0)
-    versions = [schedule.take(g.number, g.first_step)[0].rollout.version for g in groups]
+    groups = plan_groups(8, 4, 2, None, 0)
+    loop = Recorder(groups, 0)
+    versions = [loop.take_at(g, g.first_step)[0].rollout.version for g in groups]
     assert versions == [0, 1, 2, 3]
-    assert of.events == [e for n in range(4) for e in (("push", n), ("sample", n))]
+    assert loop.events == [e for n in range(4) for e in (("push", n), ("sample", n))]
 
 
 def test_with_a_lag_the_next_group_is_sampled_beside_from_the_policy_before_this_one() -> None:
-    groups, of = plan_groups(8, 4, 2, None, 0), Recorder()
-    schedule = _schedule(groups, of, 1)
-    taken = [schedule.take(g.number, g.first_step) for g in groups]
-    schedule.close()
+    groups = plan_groups(8, 4, 2, None, 0)
+    loop = Recorder(groups, 1)
+    with loop.thread:
+        taken = [loop.take_at(g, g.first_step) for g in groups]
     assert [s[0].rollout.version for s in taken] == [0, 0, 1, 2], "one group behind, but for the first"
     assert [s.rollout.turn_id for s in taken[3]] == [str(i) for i in groups[3].indices]
-    assert of.threads[0] == "MainThread"
-    assert all(name.startswith("rollouts") for name in of.threads[1:])
+    assert loop.threads[0] == "MainThread"
+    assert all(name.startswith("rollouts") for name in loop.threads[1:])
 
 
 def test_what_is_held_is_not_sampled_again() -> None:
-    groups, before = plan_groups(8, 4, 2, None, 0), Recorder()
-    schedule = _schedule(groups, before, 1)
-    schedule.take(0, 0)
-    schedule.settle()
-    assert set(schedule.held) == {0, 1}
-    written = json.loads(json.dumps({n: [asdict(s) for s in of] for n, of in schedule.held.items()}))
-    schedule.close()
-    again = Recorder()
-    resumed = _schedule(groups, again, 1)
-    resumed.held = {int(n): [sampled_from_json(s) for s in of] for n, of in written.items()}
-    assert resumed.take(0, 1) == schedule.held[0]
-    assert resumed.take(1, 1) == schedule.held[1]
-    resumed.close()
+    groups = plan_groups(8, 4, 2, None, 0)
+    before, again = Recorder(groups, 1), Recorder(groups, 1)
+    with before.thread, again.thread:
+        before.take_at(groups[0], 0)
+        before.settle()
+        assert set(before.held) == {0, 1}
+        written = json.loads(json.dumps({n: [asdict(s) for s in of] for n, of in before.held.items()}))
+        again.held = {int(n): [Sampled.from_json(s) for s in of] for n, of in written.items()}
+        assert [again.take_at(groups[n], 1) for n in (0, 1)] == [before.held[n] for n in (0, 1)]
     assert ("sample", 1) not in again.events
     assert ("sample", 2) in again.events
 
 
-def test_what_fails_beside_fails_where_it_is_needed() -> None:
+def test_what_fails_beside_fails_where_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     groups = plan_groups(8, 4, 1, None, 0)
+    loop = Recorder(groups, 1)
+    with loop.thread:
+        loop.held[0] = [_sampled(i, 0) for i in groups[0].indices]
 
-    def sample(group: Group, version: int) -> list[Sampled]:
-        if group.number:
+        def fails(group: Group, version: int) -> list[Sampled]:
             raise TrainingError("no endpoint")
-        return [_sampled(i, version) for i in group.indices]
 
-    schedule = RolloutSchedule(groups, sample, lambda version: None, list, 1, 1)
-    schedule.take(0, 0)
-    with pytest.raises(TrainingError, match="no endpoint"):
-        schedule.take(1, 1)
-    schedule.close()
+        monkeypatch.setattr(loop, "sample", fails)
+        loop.take_at(groups[0], 0)
+        with pytest.raises(TrainingError, match="no endpoint"):
+            loop.take_at(groups[1], 1)
 
 
 @pytest.mark.parametrize("processes", [2, 3])
@@ -117,5 +121,5 @@ def test_the_shares_of_processes_come_back_in_the_order_of_the_turns(processes: 
     def gather(own: object) -> list[object]:
         return [json.loads(json.dumps(asdict(s))) for share in shares for s in share]
 
-    schedule = RolloutSchedule([group], lambda g, v: shares[0], lambda v: None, gather, processes, 0)
-    assert [s.rollout.turn_id for s in schedule.take(0, 0)] == [str(i) for i in group.indices]
+    loop = Recorder([group], 0, processes, gather)
+    assert [s.rollout.turn_id for s in loop.take_at(group, 0)] == [str(i) for i in group.indices]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ from act_assets.conversation import Conversation, TurnState
 from act_assets.profile import Profile
 from act_assets.tasks.base import Task
 from act_assets.training.act import gold_completion
-from act_assets.training.base_policy import build_model, make_base_policy
+from act_assets.training.base_policy import make_base_policy
 from act_assets.training.chat_template import ChatFormat
-from act_assets.training.history import TrainingPoint
-from act_assets.training.policy import PromptEncoder, save_model
+from act_assets.training.logging import TrainingPoint
+from act_assets.training.policy import PromptEncoder
 from act_assets.training.sft import response_row, train_sft
 from resources.errors import TrainingError
 from resources.settings import Compute
@@ -29,11 +30,6 @@ UNMEASURED = (
     "tried_learning_rates",
     "loss_tokens_per_epoch",
 )
-
-
-@pytest.fixture(scope="module")
-def chat(tiny_tokenizer: Any) -> ChatFormat:
-    return ChatFormat(tiny_tokenizer)
 
 
 def _train(
@@ -66,18 +62,15 @@ def test_a_response_is_never_cut(pacific: Task, few_turns: list[TurnState], chat
 
 
 def test_the_same_seed_gives_the_same_bytes_and_the_best_epoch_is_kept(
-    pacific: Task, few_turns: list[TurnState], chat: ChatFormat, tiny_profile: Profile, tmp_path: Path
+    pacific: Task, few_turns: list[TurnState], saved: Path, tiny_profile: Profile, tmp_path: Path
 ) -> None:
-    scratch = tiny_profile.policy.scratch
-    assert scratch is not None
     profile = tiny_profile.model_copy(
         update={"sft": tiny_profile.sft.model_copy(update={"epochs": 3, "batch_size": 4})}
     )
-    save_model(build_model(scratch, len(chat.tokenizer), 1280, chat, seed=1), chat.tokenizer, tmp_path / "base")
     results = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        results.append(_train(pacific, few_turns, few_turns[:5], tmp_path / "base", profile, tmp_path / name))
+        results.append(_train(pacific, few_turns, few_turns[:5], saved, profile, tmp_path / name))
     assert results[0] == results[1]
     a, b = (tmp_path / name / "model" / "model.safetensors" for name in ("a", "b"))
     assert a.read_bytes() == b.read_bytes()
@@ -92,20 +85,17 @@ def test_a_prompt_with_several_readings_is_learnt_once(
     pacific: Task,
     ambiguous: Conversation,
     few_turns: list[TurnState],
-    chat: ChatFormat,
+    saved: Path,
     tiny_profile: Profile,
     tmp_path: Path,
 ) -> None:
-    scratch = tiny_profile.policy.scratch
-    assert scratch is not None
-    save_model(build_model(scratch, len(chat.tokenizer), 1280, chat, seed=1), chat.tokenizer, tmp_path / "base")
     readings = list(pacific.turn_states(ambiguous))
     results = []
     for number in (3, 1):
         folder = tmp_path / str(number)
         folder.mkdir()
         turns = [*few_turns[:3], *readings[:number]]
-        results.append(_train(pacific, turns, turns, tmp_path / "base", tiny_profile, folder))
+        results.append(_train(pacific, turns, turns, saved, tiny_profile, folder))
     (facts, points), alone = results
     assert facts["turns"] == 4
     assert (facts, points) == alone, "one reading or three: the prompt and the response are the same"
@@ -114,7 +104,7 @@ def test_a_prompt_with_several_readings_is_learnt_once(
 
 
 def test_the_base_policy_sees_what_the_user_said_before_and_a_shared_grounding_once(
-    pacific: Task, ambiguous: Conversation
+    pacific: Task, ambiguous: Conversation, sample: Any
 ) -> None:
     from act_assets.training.base_policy import warm_up_texts
 
@@ -126,25 +116,17 @@ def test_the_base_policy_sees_what_the_user_said_before_and_a_shared_grounding_o
         ("user", "What were the sales?"),
         ("user", "What were the sales?"),
     ]
-
-
-def test_the_base_policy_sees_no_system_response(pacific: Task, sample: Any) -> None:
-    from act_assets.training.base_policy import warm_up_texts
-
-    texts = warm_up_texts(pacific, sample.train)
-    assert {m.role for group in texts for m in group} == {"system", "user"}
+    said = {m.content for group in warm_up_texts(pacific, sample.train) for m in group}
     responses = {t.response.text for c in sample.train for t in c.turns if t.response.answer_type == "arithmetic"}
-    assert not responses & {m.content for group in texts for m in group}
+    assert not responses & said, "no system response"
 
 
 def test_a_folder_as_base_policy_is_referred_to_and_its_files_are_recorded(
-    pacific: Task, sample: Any, chat: ChatFormat, tiny_profile: Profile, tmp_path: Path
+    pacific: Task, sample: Any, saved: Path, tiny_profile: Profile, tmp_path: Path
 ) -> None:
     from act_assets.training.base_policy import SOURCE, base_policy_source, local_files
 
-    scratch = tiny_profile.policy.scratch
-    assert scratch is not None
-    save_model(build_model(scratch, len(chat.tokenizer), 1280, chat, seed=1), chat.tokenizer, tmp_path / "mine")
+    shutil.copytree(saved, tmp_path / "mine")
     settings = tiny_profile.policy.model_copy(update={"model": str(tmp_path / "mine"), "scratch": None})
     (tmp_path / "artifact").mkdir()
     facts, points = make_base_policy(
@@ -161,34 +143,28 @@ def test_a_folder_as_base_policy_is_referred_to_and_its_files_are_recorded(
 
 
 def test_mixed_precision_trains_and_keeps_fp32_weights(
-    pacific: Task, few_turns: list[TurnState], chat: ChatFormat, tiny_profile: Profile, tmp_path: Path
+    pacific: Task, few_turns: list[TurnState], saved: Path, tiny_profile: Profile, tmp_path: Path
 ) -> None:
     from safetensors.torch import load_file
 
-    scratch = tiny_profile.policy.scratch
-    assert scratch is not None
     policy = tiny_profile.policy.model_copy(update={"mixed_precision": True})
     profile = tiny_profile.model_copy(update={"policy": policy})
-    save_model(build_model(scratch, len(chat.tokenizer), 1280, chat, seed=1), chat.tokenizer, tmp_path / "base")
     (tmp_path / "out").mkdir()
-    _, points = _train(pacific, few_turns, few_turns[:4], tmp_path / "base", profile, tmp_path / "out")
+    _, points = _train(pacific, few_turns, few_turns[:4], saved, profile, tmp_path / "out")
     weights = load_file(tmp_path / "out" / "model" / "model.safetensors")
     assert {str(w.dtype) for w in weights.values()} == {"torch.float32"}
     assert points
 
 
 def test_of_several_learning_rates_the_one_with_the_lowest_validation_loss_is_kept(
-    pacific: Task, few_turns: list[TurnState], chat: ChatFormat, tiny_profile: Profile, tmp_path: Path
+    pacific: Task, few_turns: list[TurnState], saved: Path, tiny_profile: Profile, tmp_path: Path
 ) -> None:
-    scratch = tiny_profile.policy.scratch
-    assert scratch is not None
-    save_model(build_model(scratch, len(chat.tokenizer), 1280, chat, seed=1), chat.tokenizer, tmp_path / "base")
 
     def trained(name: str, *rates: float) -> tuple[dict[str, Any], bytes]:
         changes = {"learning_rate": rates[0], "further_learning_rates": rates[1:], "epochs": 2, "batch_size": 4}
         profile = tiny_profile.model_copy(update={"sft": tiny_profile.sft.model_copy(update=changes)})
         (tmp_path / name).mkdir()
-        facts, _ = _train(pacific, few_turns, few_turns[:5], tmp_path / "base", profile, tmp_path / name)
+        facts, _ = _train(pacific, few_turns, few_turns[:5], saved, profile, tmp_path / name)
         return facts, (tmp_path / name / "model" / "model.safetensors").read_bytes()
 
     several, weights = trained("several", 1e-6, 5e-3, 1e-5)
@@ -200,15 +176,13 @@ def test_of_several_learning_rates_the_one_with_the_lowest_validation_loss_is_ke
 
 
 def test_packing_the_turns_of_a_conversation_computes_less_and_changes_no_loss(
-    pacific: Task, few_turns: list[TurnState], chat: ChatFormat, tiny_profile: Profile
+    pacific: Task, few_turns: list[TurnState], chat: ChatFormat, model: Any
 ) -> None:
     from act_assets.training.logprobs import sequence_log_probs
     from act_assets.training.packing import Batch, rows_of
     from act_assets.training.sft import groups_of
 
-    scratch = tiny_profile.policy.scratch
-    assert scratch is not None
-    model = build_model(scratch, len(chat.tokenizer), 1280, chat, seed=1).eval()
+    model.eval()
     prompts = PromptEncoder(pacific, chat, 320)
     scores, tokens = [], []
     for packing in (True, False):
@@ -223,15 +197,12 @@ def test_packing_the_turns_of_a_conversation_computes_less_and_changes_no_loss(
 
 
 def test_a_conversation_that_is_longer_than_a_pass_is_split(
-    pacific: Task, few_turns: list[TurnState], chat: ChatFormat, tiny_profile: Profile, tmp_path: Path
+    pacific: Task, few_turns: list[TurnState], saved: Path, tiny_profile: Profile, tmp_path: Path
 ) -> None:
-    scratch = tiny_profile.policy.scratch
-    assert scratch is not None
-    save_model(build_model(scratch, len(chat.tokenizer), 1280, chat, seed=1), chat.tokenizer, tmp_path / "base")
     losses = []
     for limit in (None, 500):
         profile = tiny_profile.model_copy(update={"compute": Compute(micro_batch_tokens=limit)})
         (tmp_path / str(limit)).mkdir()
-        _, points = _train(pacific, few_turns, few_turns, tmp_path / "base", profile, tmp_path / str(limit))
+        _, points = _train(pacific, few_turns, few_turns, saved, profile, tmp_path / str(limit))
         losses.append([p.loss for p in points])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)

@@ -19,106 +19,24 @@ from act_assets.profile import Engine
 from act_assets.training import vllm_engine, vllm_server
 from act_assets.training.generation import make_engine
 from act_assets.training.vllm_engine import SERVE, VllmServerEngine, serve_command
+from resources.artifacts import process_is_alive
 from resources.errors import TrainingError
 
 END = 7
+ALONE: Any = SimpleNamespace(is_main_process=True, num_processes=1, wait_for_everyone=lambda: None)
 PROFILE = Engine(name="vllm", mode="server", memory_share=0.4, devices="1")
-# What vllm serve answers, as far as the engine asks; every request is written down before it is answered.
-FAKE = """
-import json, os, signal, subprocess, sys, threading, time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-
-arguments = sys.argv[1:]
-fault = os.environ.get("FAKE_FAULT", "")
-folder = Path(__file__).parent
-lock, busy = threading.Lock(), 0
-adapters = set()
-grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-names = ("VLLM_SERVER_DEV_MODE", "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "CUDA_VISIBLE_DEVICES", "VLLM_HOST_IP")
-(folder / "started.json").write_text(json.dumps(
-    {"argv": arguments, "pids": [os.getpid(), grandchild.pid], "environment": {k: os.environ.get(k) for k in names}}))
-if fault == "dies":
-    print("CUDA out of memory. Tried to allocate", flush=True)
-    sys.exit(3)
-
-
-class Handler(BaseHTTPRequestHandler):
-    def log_message(self, *args): ...
-
-    def send(self, status, body):
-        content = body.encode() if isinstance(body, str) else json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def do_GET(self):
-        self.send(503 if fault == "never" else 200, "")
-
-    def do_POST(self):
-        global busy
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with lock:
-            busy += 1
-            with (folder / "requests.jsonl").open("a") as file:
-                file.write(json.dumps({"path": self.path, "body": body, "busy": busy}) + chr(10))
-        try:
-            self.answer(body)
-        finally:
-            with lock:
-                busy -= 1
-
-    def answer(self, body):
-        if self.path == "/v1/load_lora_adapter":
-            files = sorted(p.name for p in Path(body["lora_path"]).iterdir())
-            if body["lora_name"] in adapters or "adapter_model.safetensors" not in files:
-                return self.send(400, {"error": {"message": f"cannot load from {files}"}})
-            adapters.add(body["lora_name"])
-            return self.send(200, "Success: LoRA adapter added successfully.")
-        if self.path == "/v1/unload_lora_adapter":
-            if body["lora_name"] not in adapters:
-                return self.send(404, {"error": {"message": "no such adapter"}})
-            adapters.discard(body["lora_name"])
-            return self.send(200, "Success")
-        if body["model"] not in {arguments[0], *adapters}:
-            return self.send(404, {"error": {"message": f"The model {body['model']} does not exist."}})
-        if fault == "500":
-            return self.send(500, {"error": {"message": "EngineCore encountered an issue"}})
-        if fault == "killed":
-            time.sleep(0.2)
-            os.kill(os.getpid(), signal.SIGKILL)
-        if fault == "no ids":
-            return self.send(200, {"choices": [{"index": 0, "text": "x", "finish_reason": "stop"}]})
-        time.sleep(0.3 if fault == "slow" else 0.0)
-        ids = [10 + body["seed"] % 1000, len(body["prompt"]), sum(body["prompt"]) % 1000 + 10]
-        stops = body["seed"] % 2 == 0 and body["max_tokens"] > 3
-        if stops and fault != "no end":
-            ids.append(body["stop_token_ids"][0])
-        ids = ids[: body["max_tokens"]]
-        why = "stop" if stops else "length"
-        self.send(200, {"choices": [{"index": 0, "text": "", "token_ids": ids, "finish_reason": why}]})
-
-
-class Server(ThreadingHTTPServer):
-    request_queue_size = 256
-
-
-port = int(arguments[arguments.index("--port") + 1])
-host = arguments[arguments.index("--host") + 1]
-assert host == "127.0.0.1"
-Server((host, port), Handler).serve_forever()
-"""
+FAKE = (Path(__file__).resolve().parent / "fake_vllm.py").read_text(encoding="utf-8")
 
 
 class Fake:
-    """The program, and what it was asked."""
+    """The program, and what it was asked; engines that are started with it end with the test."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self._monkeypatch = folder, monkeypatch
         self.program = folder / "fake_vllm.py"
         self.program.write_text(FAKE, encoding="utf-8")
         self.serve = (sys.executable, str(self.program))
+        self.engines: list[VllmServerEngine] = []
 
     def requests(self, path: str = "") -> list[dict[str, Any]]:
         file = self.folder / "requests.jsonl"
@@ -129,114 +47,94 @@ class Fake:
     def started(self) -> dict[str, Any]:
         return dict(json.loads((self.folder / "started.json").read_text(encoding="utf-8")))
 
-    def engine(self, model: Any = None, **options: Any) -> VllmServerEngine:
-        return VllmServerEngine(
-            PROFILE, model, None, END, "some/model", self.folder / "logs", serve=self.serve, **options
-        )
+    def engine(self, model: Any = None, fault: str = "", **options: Any) -> VllmServerEngine:
+        self._monkeypatch.setenv("FAKE_FAULT", fault)
+        options = {"max_length": 1280, "accelerator": ALONE, "serve": self.serve, **options}
+        engine = VllmServerEngine(PROFILE, model, None, END, "some/model", self.folder / "logs", **options)
+        self.engines.append(engine)
+        return engine
 
 
 @pytest.fixture
-def fake(tmp_path: Path) -> Fake:
-    return Fake(tmp_path)
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
+    fake = Fake(tmp_path, monkeypatch)
+    yield fake
+    for engine in fake.engines:
+        engine.close()
 
 
-@pytest.fixture
-def engine(fake: Fake) -> Iterator[VllmServerEngine]:
-    engine = fake.engine()
-    yield engine
-    engine.close()
+def _sample(engine: VllmServerEngine, *seeds: int, length: int = 9) -> list[list[int]]:
+    return engine.sample([[1]] * len(seeds), seeds, max_new_tokens=length, temperature=1.0)
 
 
 def _gone(pids: list[int], within_s: float = 5.0) -> bool:
-    def runs(pid: int) -> bool:
-        try:
-            return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
-        except OSError:
-            return False
-
     until = time.monotonic() + within_s
     while time.monotonic() < until:
-        if not any(map(runs, pids)):
+        if not any(map(process_is_alive, pids)):
             return True
         time.sleep(0.02)
     return False
 
 
-def test_each_row_is_a_request_with_its_own_seed_and_results_are_in_order(engine: VllmServerEngine, fake: Fake) -> None:
-    prompts = [[1, 2, 3], [4], [5, 6], [1, 2, 3]]
-    seeds = [2**63 - 1, 12, 13, 14]
+def test_each_row_is_a_request_with_its_own_seed_and_results_are_in_order(fake: Fake) -> None:
+    engine = fake.engine()
+    prompts, seeds = [[1, 2, 3], [4], [5, 6], [1, 2, 3]], [2**63 - 1, 12, 13, 14]
     sampled = engine.sample(prompts, seeds, max_new_tokens=9, temperature=0.8)
     assert [ids[1] for ids in sampled] == [3, 1, 2, 3]
     assert sampled[0] != sampled[3]
     assert [ids[-1] == END for ids in sampled] == [False, True, False, True]
     bodies = {r["body"]["seed"]: r["body"] for r in fake.requests("completions")}
     assert [bodies[s]["prompt"] for s in seeds] == prompts
+    expected = {"model": "some/model", "return_token_ids": True, "stop_token_ids": [END], "ignore_eos": True}
+    expected |= {"max_tokens": 9, "temperature": 0.8, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
     for body in bodies.values():
-        assert body["model"] == "some/model"
-        assert body["return_token_ids"] is True
-        assert (body["stop_token_ids"], body["ignore_eos"]) == ([END], True)
-        assert (body["max_tokens"], body["temperature"]) == (9, 0.8)
-        assert (body["top_p"], body["top_k"], body["min_p"], body["repetition_penalty"]) == (1.0, 0, 0.0, 1.0)
-    assert engine.sample([], [], max_new_tokens=9, temperature=1.0) == []
+        assert body.items() >= expected.items()
+    assert _sample(engine) == []
 
 
-def test_all_rows_are_asked_at_once(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FAKE_FAULT", "slow")
-    engine = fake.engine()
-    try:
-        began = time.monotonic()
-        sampled = engine.sample([[i] for i in range(64)], list(range(64)), max_new_tokens=9, temperature=1.0)
-        assert time.monotonic() - began < 5, "one after the other takes 19 s"
-    finally:
-        engine.close()
-    assert len(sampled) == 64
+def test_all_rows_are_asked_at_once(fake: Fake) -> None:
+    engine = fake.engine(fault="slow")
+    began = time.monotonic()
+    assert len(_sample(engine, *range(64))) == 64
+    assert time.monotonic() - began < 5, "one after the other takes 19 s"
     assert max(r["busy"] for r in fake.requests()) > 32
 
 
-def test_the_end_of_turn_is_part_of_the_sample_also_where_the_server_leaves_it_out(
-    fake: Fake, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FAKE_FAULT", "no end")
-    engine = fake.engine()
-    try:
-        stopped, cut = engine.sample([[1], [1]], [2, 3], max_new_tokens=9, temperature=1.0)
-    finally:
-        engine.close()
+def test_the_end_of_turn_is_part_of_the_sample_also_where_the_server_leaves_it_out(fake: Fake) -> None:
+    stopped, cut = _sample(fake.engine(fault="no end"), 2, 3)
     assert stopped[-1] == END
     assert END not in cut
 
 
-def test_the_server_listens_on_loopback_with_the_settings_of_the_profile(engine: VllmServerEngine, fake: Fake) -> None:
-    started = fake.started
-    assert started["environment"] == {
+def test_the_server_listens_on_loopback_with_the_settings_of_the_profile(fake: Fake) -> None:
+    engine = fake.engine()
+    assert fake.started["environment"] == {
         "VLLM_SERVER_DEV_MODE": "1",
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
         "CUDA_VISIBLE_DEVICES": "1",
         "VLLM_HOST_IP": "127.0.0.1",
     }
-    assert started["argv"][0] == "some/model"
-    assert started["argv"][-4:] == ["--host", "127.0.0.1", "--port", str(engine.server.port)]
-
-
-def _option(command: list[str], name: str) -> str:
-    return command[command.index(name) + 1]
+    assert fake.started["argv"][0] == "some/model"
+    assert fake.started["argv"][-4:] == ["--host", "127.0.0.1", "--port", str(engine.server.port)]
 
 
 def test_the_command_follows_the_policy() -> None:
+    def option(command: list[str], name: str) -> str:
+        return command[command.index(name) + 1]
+
     full = serve_command(PROFILE, None, "m", 1280)
-    assert full[: len(SERVE)] == list(SERVE)
-    assert full[len(SERVE)] == "m"
-    assert _option(full, "--max-model-len") == "1280"
-    assert _option(full, "--gpu-memory-utilization") == "0.4"
-    assert _option(full, "--generation-config") == "vllm"
-    assert json.loads(_option(full, "--weight-transfer-config")) == {"backend": "nccl"}
+    assert full[: len(SERVE) + 1] == [*SERVE, "m"]
+    assert option(full, "--max-model-len") == "1280"
+    assert option(full, "--gpu-memory-utilization") == "0.4"
+    assert option(full, "--generation-config") == "vllm"
+    assert json.loads(option(full, "--weight-transfer-config")) == {"backend": "nccl"}
     assert "--enable-lora" not in full
     adapter = SimpleNamespace(r=24)
     lora = SimpleNamespace(peft_config={"default": adapter}, active_adapter="default", is_loaded_in_4bit=True)
-    adapted = serve_command(PROFILE, lora, "m", None)
-    assert _option(adapted, "--max-lora-rank") == "32"
-    assert _option(adapted, "--quantization") == "bitsandbytes"
-    assert "--weight-transfer-config" not in adapted and "--max-model-len" not in adapted
+    adapted = serve_command(PROFILE, lora, "m", 1280)
+    assert option(adapted, "--max-lora-rank") == "32"
+    assert option(adapted, "--quantization") == "bitsandbytes"
+    assert "--weight-transfer-config" not in adapted
     assert not any("trust" in part for part in [*full, *adapted])
 
 
@@ -259,31 +157,25 @@ def test_an_adapter_is_loaded_under_a_new_name_before_the_older_one_goes(fake: F
     from safetensors.torch import load_file
 
     engine = fake.engine(lora)
-
-    def ask() -> None:
-        engine.sample([[1]], [1], max_new_tokens=3, temperature=1.0)
-
-    try:
-        ask()
-        engine.push(3)
-        assert engine.version == 3
-        ask()
-        with torch.no_grad():
-            for name, p in lora.named_parameters():
-                if "lora_B" in name:
-                    p.fill_(2.0)
-        engine.push(4)
-        folder = Path(fake.requests("/load_lora")[-1]["body"]["lora_path"])
-        saved = load_file(folder / "adapter_model.safetensors")
-        assert all(bool((t == 2.0).all()) for n, t in saved.items() if "lora_B" in n)
-        assert [p.name for p in folder.parent.iterdir()] == ["policy-4"]
-        ask()
-        engine.push(4)  # a resumed run may push a version that the server has
-        ask()
-    finally:
-        engine.close()
+    _sample(engine, 1)
+    engine.push(3)
+    assert engine.version == 3
+    _sample(engine, 1)
+    with torch.no_grad():
+        for name, p in lora.named_parameters():
+            if "lora_B" in name:
+                p.fill_(2.0)
+    engine.push(4)
+    folder = Path(fake.requests("/load_lora")[-1]["body"]["lora_path"])
+    saved = load_file(folder / "adapter_model.safetensors")
+    assert all(bool((t == 2.0).all()) for n, t in saved.items() if "lora_B" in n)
+    assert [p.name for p in folder.parent.iterdir()] == ["policy-4"]
+    _sample(engine, 1)
+    engine.push(4)  # a resumed run may push a version that the server has
+    _sample(engine, 1)
+    engine.close()
     said = [(r["path"].split("/")[-1], r["body"].get("lora_name") or r["body"].get("model")) for r in fake.requests()]
-    assert said[:7] == [
+    assert said == [
         ("completions", "some/model"),
         ("load_lora_adapter", "policy-3"),
         ("completions", "policy-3"),
@@ -291,8 +183,9 @@ def test_an_adapter_is_loaded_under_a_new_name_before_the_older_one_goes(fake: F
         ("unload_lora_adapter", "policy-3"),
         ("completions", "policy-4"),
         ("load_lora_adapter", "policy-4-3"),
+        ("unload_lora_adapter", "policy-4"),
+        ("completions", "policy-4-3"),
     ]
-    assert said[7:] == [("unload_lora_adapter", "policy-4"), ("completions", "policy-4-3")]
     assert not folder.parent.exists(), "adapters are removed with the server"
 
 
@@ -300,22 +193,23 @@ def test_an_adapter_that_the_server_refuses_is_an_error_and_the_older_one_stays(
     fake: Fake, lora: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = fake.engine(lora)
-    try:
-        engine.push(1)
-        monkeypatch.setattr(type(lora), "save_pretrained", lambda self, folder, **options: Path(folder).mkdir())
-        with pytest.raises(TrainingError, match=r"load_lora_adapter with status 400: .*cannot load"):
-            engine.push(2)
-        assert engine.version == 1
-        engine.sample([[1]], [1], max_new_tokens=3, temperature=1.0)
-    finally:
-        engine.close()
+    engine.push(1)
+    monkeypatch.setattr(type(lora), "save_pretrained", lambda self, folder, **options: Path(folder).mkdir())
+    with pytest.raises(TrainingError, match="status 400"):
+        engine.push(2)
+    assert engine.version == 1
+    _sample(engine, 1)
     assert fake.requests("completions")[-1]["body"]["model"] == "policy-1"
     assert not fake.requests("unload")
 
 
-def test_full_weights_are_sent_by_the_transfer_that_is_made_once(
-    engine: VllmServerEngine, monkeypatch: pytest.MonkeyPatch
+def test_full_weights_are_sent_by_the_transfer_that_is_made_once_or_the_error_says_what_to_set(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    engine = fake.engine()
+    with pytest.raises(TrainingError) as caught:
+        engine.push(1)  # vLLM is not installed
+    assert "engine.devices" in caught.value.todo
     said: list[str] = []
 
     def transfer(model: Any, accelerator: Any, tokenizer: Any, server: Any) -> Any:
@@ -329,24 +223,13 @@ def test_full_weights_are_sent_by_the_transfer_that_is_made_once(
     assert engine.version == 2
 
 
-def test_without_vllm_weights_cannot_be_sent_and_the_error_says_what_to_set(engine: VllmServerEngine) -> None:
-    with pytest.raises(TrainingError, match="cannot take the policy's weights") as caught:
-        engine.push(1)
-    assert "engine.devices" in caught.value.todo
-
-
 # What can go wrong
 
 
-def test_a_server_that_dies_while_it_starts_is_an_error_that_names_its_log(
-    fake: Fake, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FAKE_FAULT", "dies")
-    with pytest.raises(
-        TrainingError, match=r"(?s)ended with exit code 3 before it was ready.*CUDA out of memory"
-    ) as caught:
-        fake.engine()
-    assert str(fake.folder / "logs" / "vllm.txt") in str(caught.value)
+def test_a_server_that_dies_while_it_starts_is_an_error_that_names_its_log(fake: Fake) -> None:
+    with pytest.raises(TrainingError, match=r"(?s)exit code 3 before.*CUDA out of memory") as caught:
+        fake.engine(fault="dies")
+    assert caught.value.where == str(fake.folder / "logs" / "vllm.txt")
     assert "engine.memory_share" in caught.value.todo
     assert _gone(fake.started["pids"]), "what it had started ends with it"
 
@@ -358,50 +241,28 @@ def test_a_server_that_is_never_ready_is_ended(fake: Fake, monkeypatch: pytest.M
     assert _gone(fake.started["pids"])
 
 
-def test_a_server_that_dies_while_it_samples_is_a_clear_error_and_the_state_resumable(
-    fake: Fake, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FAKE_FAULT", "killed")
-    engine = fake.engine()
-    try:
-        with pytest.raises(TrainingError, match="was ended by signal SIGKILL") as caught:
-            engine.sample([[1], [2], [3]], [1, 2, 3], max_new_tokens=9, temperature=1.0)
-    finally:
-        engine.close()
-    assert "goes on from the last saved state" in caught.value.todo
-    assert "vllm.txt" in caught.value.where
-
-
 @pytest.mark.parametrize(
     ("fault", "message"),
-    [("500", "status 500: .*EngineCore encountered"), ("no ids", "no token ids")],
+    [
+        ("500", "status 500: .*EngineCore encountered"),
+        ("no ids", "no token ids"),
+        ("killed", "signal SIGKILL"),
+        ("unknown", "status 404: .*unknown does not exist"),
+    ],
 )
-def test_an_answer_that_is_no_sample_is_an_error(
-    fake: Fake, monkeypatch: pytest.MonkeyPatch, fault: str, message: str
-) -> None:
-    monkeypatch.setenv("FAKE_FAULT", fault)
-    engine = fake.engine()
-    try:
-        with pytest.raises(TrainingError, match=message):
-            engine.sample([[1]], [1], max_new_tokens=9, temperature=1.0)
-    finally:
-        engine.close()
-
-
-def test_a_refused_request_is_an_error_with_what_the_server_said(engine: VllmServerEngine) -> None:
-    engine._name = "unknown"
-    with pytest.raises(TrainingError, match=r"status 404: .*unknown does not exist"):
-        engine.sample([[1]], [1], max_new_tokens=9, temperature=1.0)
+def test_what_is_no_sample_is_an_error_that_names_the_log(fake: Fake, fault: str, message: str) -> None:
+    engine = fake.engine(fault=fault)
+    if fault == "unknown":
+        engine._name = "unknown"
+    with pytest.raises(TrainingError, match=message) as caught:
+        _sample(engine, 1, 2, 3)
+    assert "vllm.txt" in caught.value.where
 
 
 def test_proxies_have_no_part_in_it(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    engine = fake.engine()
-    try:
-        assert engine.sample([[1]], [1], max_new_tokens=1, temperature=1.0) == [[11]]
-    finally:
-        engine.close()
+    assert _sample(fake.engine(), 1, length=1) == [[11]]
 
 
 def test_closing_ends_the_server_and_all_it_started(fake: Fake) -> None:
@@ -437,13 +298,9 @@ def test_a_server_that_ignores_the_polite_signal_is_ended_all_the_same(
     fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vllm_server, "GRACE_S", 0.5)
-    stubborn = fake.folder / "stubborn.py"
-    stubborn.write_text(
-        "import signal, runpy\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-        f"runpy.run_path({str(fake.program)!r}, run_name='__main__')",
-        encoding="utf-8",
-    )
-    server = vllm_server.VllmServer.start([sys.executable, str(stubborn), "m"], fake.folder / "log.txt")
+    ignoring = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    fake.program.write_text(ignoring + FAKE, encoding="utf-8")
+    server = vllm_server.VllmServer.start([*fake.serve, "m"], fake.folder / "log.txt")
     pids = fake.started["pids"]
     server.close()
     assert _gone(pids)
@@ -466,116 +323,43 @@ def test_several_processes_share_the_server_of_the_first(fake: Fake, monkeypatch
 
     monkeypatch.setattr(accelerate.utils, "broadcast_object_list", broadcast)
     monkeypatch.setattr(vllm_engine, "weight_transfer", lambda *parts: lambda: said.append("sent"))
-    first = fake.engine(accelerator=accelerator(True))
-    try:
-        second = fake.engine(accelerator=accelerator(False))
-        assert second.server.process is None
-        assert second.server.port == first.server.port
-        prompts, seeds = [[1, 2], [3]], [5, 6]
-        a, b = (e.sample(prompts, seeds, max_new_tokens=9, temperature=1.0) for e in (first, second))
-        assert a == b
-        second.push(1)
-        assert said == ["sent", "waited False"]
-        second.close()
-        assert not _gone(fake.started["pids"], 0.1), "only the process that started it ends it"
-    finally:
-        first.close()
+    first, second = (fake.engine(accelerator=accelerator(main)) for main in (True, False))
+    assert second.server.process is None
+    assert second.server.port == first.server.port
+    assert _sample(first, 5, 6) == _sample(second, 5, 6)
+    second.push(1)
+    assert said == ["sent", "waited False"]
+    second.close()
+    assert not _gone(fake.started["pids"], 0.1), "only the process that started it ends it"
 
 
 # Choosing
 
 
-def test_without_vllm_the_error_names_the_extra(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("mode", "snapshot", "message", "todo"),
+    [
+        ("server", False, "not installed", "pip install 'act-assets[gpu]'"),
+        ("colocated", False, "not installed", "pip install 'act-assets[gpu]'"),
+        ("colocated", True, "rollout_lag 1", "mode to server"),
+    ],
+)
+def test_an_engine_that_cannot_run_here_is_an_error_that_says_what_to_do(
+    tmp_path: Path, mode: str, snapshot: bool, message: str, todo: str
+) -> None:
     chat: Any = SimpleNamespace(tokenizer=None, end_id=END, pad_id=0)
-    for mode in ("server", "colocated"):
-        with pytest.raises(TrainingError, match="not installed") as caught:
-            make_engine(
-                Engine.model_validate({"name": "vllm", "mode": mode}),
-                None,
-                chat,
-                batch_size=8,
-                mixed_precision=False,
-                snapshot=False,
-                model_path="m",
-                logs=tmp_path,
-            )
-        assert "pip install 'act-assets[gpu]'" in caught.value.todo
-
-
-def test_a_colocated_engine_cannot_sample_while_the_policy_is_trained(tmp_path: Path) -> None:
-    chat: Any = SimpleNamespace(tokenizer=None, end_id=END, pad_id=0)
-    with pytest.raises(TrainingError, match="rollout_lag 1") as caught:
+    settings = Engine.model_validate({"name": "vllm", "mode": mode})
+    with pytest.raises(TrainingError, match=message) as caught:
         make_engine(
-            Engine(name="vllm", mode="colocated"),
+            settings,
             None,
             chat,
             batch_size=8,
             mixed_precision=False,
-            snapshot=True,
+            snapshot=snapshot,
             model_path="m",
             logs=tmp_path,
+            max_length=1280,
+            accelerator=ALONE,
         )
-    assert "mode to server" in caught.value.todo
-
-
-# Colocated, with a vllm module and TRL's class as they are called
-
-
-@pytest.fixture
-def colocated(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    import trl.generation.vllm_generation as trl_vllm
-
-    said: list[Any] = []
-
-    class Llm:
-        def wake_up(self, tags: list[str]) -> None:
-            said.append(("wake", tags))
-
-        def sleep(self, level: int) -> None:
-            said.append(("sleep", level))
-
-        def generate(self, prompts: list[Any], sampling_params: list[Any], use_tqdm: bool) -> list[Any]:
-            said.append(("generate", prompts, [vars(p) for p in sampling_params]))
-            if any(p["prompt_token_ids"] == [0] for p in prompts):
-                raise RuntimeError("out of memory")
-            return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=(p.seed, END))]) for p in sampling_params]
-
-    class Generation(trl_vllm.VLLMGeneration):
-        def _init_vllm(self) -> None:
-            said.append(("made", self.mode, self.gpu_memory_utilization, self.max_model_length, self.enable_sleep_mode))
-            self.llm = Llm()
-
-        def sync_weights(self) -> None:
-            said.append("sync")
-
-    monkeypatch.setattr(trl_vllm, "VLLMGeneration", Generation)
-    monkeypatch.setattr(vllm_engine, "require_vllm", lambda: None)
-    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=SimpleNamespace))
-    return said
-
-
-def test_a_colocated_engine_takes_the_present_weights_before_it_samples_and_sleeps_afterwards(
-    colocated: list[Any],
-) -> None:
-    from accelerate import Accelerator
-
-    engine = vllm_engine.VllmColocatedEngine(
-        Engine(name="vllm", memory_share=0.25), None, None, END, max_length=1280, accelerator=Accelerator(cpu=True)
-    )
-    assert colocated == [("made", "colocate", 0.25, 1280, True)]
-    colocated.clear()
-    assert engine.sample([[1, 2], [3]], [5, 6], max_new_tokens=9, temperature=0.5) == [[5, END], [6, END]]
-    asked = colocated[2]
-    assert [c if isinstance(c, str) else c[0] for c in colocated] == ["sync", "wake", "generate", "sleep"]
-    assert asked[1] == [{"prompt_token_ids": [1, 2]}, {"prompt_token_ids": [3]}]
-    common = {"max_tokens": 9, "temperature": 0.5, "stop_token_ids": [END], "ignore_eos": True, "detokenize": False}
-    assert asked[2] == [{"seed": 5, **common}, {"seed": 6, **common}]
-    engine.push(2)
-    assert engine.version == 2
-    colocated.clear()
-    assert engine.sample([], [], max_new_tokens=9, temperature=0.5) == []
-    assert "sync" in colocated, "gathering sharded weights needs every process"
-    with pytest.raises(RuntimeError, match="out of memory"):
-        engine.sample([[0]], [5], max_new_tokens=9, temperature=0.5)
-    assert colocated[-1] == ("sleep", 2), "the memory is given back after an error, too"
-    engine.close()
+    assert todo in caught.value.todo

@@ -16,7 +16,7 @@ from act_assets.profile import Profile
 from act_assets.rows import read_rows
 from act_assets.tasks.base import Task
 from act_assets.training.act import Rollout
-from act_assets.training.history import TrainingPoint
+from act_assets.training.logging import TrainingPoint
 from resources.artifacts import Artifact
 
 REPORT, TRAJECTORIES, HISTORY, ROLLOUTS = "report.json", "trajectories.parquet", "history.parquet", "rollouts"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from act_assets.evaluation.leaderboard import LeaderboardRow, MethodRow, by_method
 from act_assets.training.act import Rollout
-from act_assets.training.history import TrainingPoint
+from act_assets.training.logging import TrainingPoint
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

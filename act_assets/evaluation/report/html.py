@@ -44,7 +44,7 @@ from act_assets.evaluation.report.figures import (
     verdict_counts,
 )
 from act_assets.roles.build import describe, describe_labels
-from act_assets.training.history import TrainingPoint
+from act_assets.training.logging import TrainingPoint
 
 
 def write_html(evidence: Evidence, path: Path) -> dict[str, Any]:

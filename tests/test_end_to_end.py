@@ -131,7 +131,9 @@ def test_a_killed_training_process_is_a_clear_error_and_keeps_what_was_made(smal
     deadline = time.monotonic() + 300
     victim = None
     while victim is None and process.poll() is None and time.monotonic() < deadline:
-        victim = next((c for c in psutil.Process(process.pid).children() if "act_assets.training" in _command(c)), None)
+        victim = next(
+            (c for c in psutil.Process(process.pid).children() if "act_assets.pipeline.train" in _command(c)), None
+        )
         time.sleep(0.05)
     assert victim is not None, (tmp_path / "out.txt").read_text()
     victim.kill()

@@ -21,7 +21,7 @@ from act_assets.defs.resources import ActSettings
 from act_assets.home import memo_folder
 from act_assets.pipeline.graph import STAGES
 from act_assets.pipeline.plan import PlanLine, plan
-from act_assets.pipeline.stage import Outcome, run_stage
+from act_assets.pipeline.stage import StageResult, run_stage
 from act_assets.run import Run, make_run
 from resources.errors import ProfileError, RoleError
 from resources.llm.memo.memo import close_memos, memo_at
@@ -57,7 +57,7 @@ class Workshop:
         path.write_text(yaml.safe_dump(profile))
         return str(path)
 
-    def run(self, asset: str = "contrastive_pairs", spender: str = "", **calls: Any) -> Outcome:
+    def run(self, asset: str = "contrastive_pairs", spender: str = "", **calls: Any) -> StageResult:
         return run_stage(STAGES, asset, self.make_run(spender, **calls))
 
     def make_run(self, spender: str = "", **calls: Any) -> Run:

@@ -281,7 +281,7 @@ def test_a_strategy_has_its_shipped_configuration(strategy: str) -> None:
     assert Path(named["--config_file"]).is_file()
     assert ("--deepspeed_config_file" in named) == strategy.startswith("zero")
     assert (named["--num_processes"], named["--main_process_port"]) == ("2", "12345")
-    assert command[-3:] == ["-m", "act_assets.training", "job.json"]
+    assert command[-3:] == ["-m", "act_assets.pipeline.train", "job.json"]
 
 
 def test_what_the_base_policy_takes_is_done_by_one_process(monkeypatch: pytest.MonkeyPatch, job: Path) -> None:

@@ -53,7 +53,8 @@ def inner_imports() -> Iterator[tuple[str, str]]:
 def test_an_import_inside_a_function_keeps_a_heavy_library_out_of_start_up() -> None:
     found = set(inner_imports())
     heavy = {module: loaded_by(module, HEAVY | {"dagster"}) for module in {module for _, module in found}}
-    assert not [place for place in found if not heavy[place[1]]]
+    light = sorted(place for place in found if not heavy[place[1]])
+    assert not light, "\n".join(map(str, light))
 
 
 def test_loading_the_code_location_or_the_command_imports_nothing_heavy() -> None:
@@ -74,7 +75,7 @@ def test_nothing_but_the_methods_names_a_method() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Constant) and node.value in named
     ]
-    assert not found
+    assert not found, "\n".join(map(str, found))
 
 
 def test_what_the_scans_look_at_is_there() -> None:

@@ -41,7 +41,7 @@ bench: $(STAMP)
 	@$(BIN)/python bench/demo.py
 
 constraints: $(STAMP)
-	@$(BIN)/python -m pip freeze --exclude-editable --exclude setuptools --exclude pip > constraints.txt
+	@$(BIN)/python -m pip freeze --exclude-editable --exclude setuptools --exclude pip | sed 's/+cpu$$//' > constraints.txt
 
 clean:
 	rm -rf $(VENV) .venv-newest .mypy_cache .ruff_cache .pytest_cache

@@ -5,19 +5,14 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
 from act_assets.cli.text import out, say, size_text
 from resources.errors import ActError
-
-if TYPE_CHECKING:
-    from act_assets.tasks.catalog import Entry
-    from act_assets.tasks.fetch import Fetched
 
 data_app = typer.Typer(
     no_args_is_help=True,
@@ -53,7 +48,7 @@ def fetch(
     """
     if source is not None and base_url is not None:
         raise ActError("--from and --base-url exclude each other", todo="give the folder, or the mirror")
-    from act_assets.tasks.catalog import entry_of
+    from act_assets.tasks.catalog import Published, entry_of
     from act_assets.tasks.fetch import RAW
     from act_assets.tasks.fetch import fetch as fetch_of
 
@@ -69,7 +64,21 @@ def fetch(
         force=force,
         progress=sys.stderr.isatty(),
     )
-    _tell(task, entry, folder, fetched)
+    if len(fetched) <= LISTED:
+        verified = ", verified" if isinstance(entry, Published) else ""
+        for file in fetched:
+            say(f"{file.name}: {file.how}, {size_text(file.bytes)}{verified}")
+    else:
+        hows = [file.how for file in fetched]
+        numbers = ", ".join(f"{hows.count(how):,} {how}" for how in sorted(set(hows)))
+        say(f"{len(fetched):,} files, {size_text(sum(file.bytes for file in fetched))}: {numbers}")
+    say(f"the official files of {task} are in {folder / task}")
+    say(f"licence: {entry.licence} ({entry.origin})", f"please cite: {entry.citation}")
+    used = os.environ.get("ACT_DATA_DIR")
+    if used and Path(used).expanduser().resolve() == folder:
+        say("ACT_DATA_DIR is this data folder: nothing has to be set")
+    else:
+        say(f"to use them: export ACT_DATA_DIR={shlex.quote(str(folder))}")
 
 
 @data_app.command("list", epilog="Example: act data list")
@@ -110,23 +119,3 @@ def _data_folder(to: Path | None) -> Path:
 
     chosen = to or os.environ.get("ACT_DATA_DIR")
     return Path(chosen).expanduser().resolve() if chosen else act_home() / "data"
-
-
-def _tell(task: str, entry: Entry, folder: Path, fetched: Sequence[Fetched]) -> None:
-    from act_assets.tasks.catalog import Published
-
-    verified = ", verified" if isinstance(entry, Published) else ""
-    if len(fetched) <= LISTED:
-        for file in fetched:
-            say(f"{file.name}: {file.how}, {size_text(file.bytes)}{verified}")
-    else:
-        hows = [file.how for file in fetched]
-        numbers = ", ".join(f"{hows.count(how):,} {how}" for how in sorted(set(hows)))
-        say(f"{len(fetched):,} files, {size_text(sum(file.bytes for file in fetched))}: {numbers}")
-    say(f"the official files of {task} are in {folder / task}")
-    say(f"licence: {entry.licence} ({entry.origin})", f"please cite: {entry.citation}")
-    used = os.environ.get("ACT_DATA_DIR")
-    if used and Path(used).expanduser().resolve() == folder:
-        say("ACT_DATA_DIR is this data folder: nothing has to be set")
-    else:
-        say(f"to use them: export ACT_DATA_DIR={shlex.quote(str(folder))}")

@@ -109,7 +109,7 @@ class Database:
             # The first use of a table-valued function asks the authorizer for an UPDATE of sqlite_master.
             with contextlib.suppress(sqlite3.Error):  # a build may lack JSON
                 connection.execute(f"SELECT 1 FROM {name}('[]')").fetchall()  # noqa: S608
-        connection.text_factory = _text
+        connection.text_factory = lambda value: value.decode(errors="ignore")  # as the evaluator reads text
         for name, limit in _LIMITS.items():
             connection.setlimit(getattr(sqlite3, f"SQLITE_LIMIT_{name}"), limit)
         connection.set_authorizer(self._authorize)
@@ -122,14 +122,25 @@ class Database:
         """Fetch at most `most_rows` rows. Raises QueryProblem, and MemoryError."""
         self._deadline = time.monotonic() + timeout_s
         self._refused, self.changing = None, False
+        late = f"it takes longer than {timeout_s:g} s"
+        rows: list[tuple[Any, ...]] = []
+        cells = 0
         try:
             cursor = self._connection.execute(sql)
             if cursor.description is None:
                 raise QueryProblem("it is no query")
             try:
-                rows = self._fetch(cursor, most_rows)
-                if rows is None:
-                    raise QueryProblem(f"it takes longer than {timeout_s:g} s")
+                while len(rows) < most_rows:
+                    chunk = cursor.fetchmany(min(FETCHED_AT_ONCE, most_rows - len(rows)))
+                    if not chunk:
+                        break
+                    rows += chunk
+                    cells += _cells(chunk)
+                    if cells > MAX_CELLS:
+                        raise QueryProblem(f"its result is larger than {MAX_CELLS:,} cells")
+                    # SQLite itself looks at the clock only where fetching takes it many steps.
+                    if len(rows) < most_rows and self._is_late():
+                        raise QueryProblem(late)
                 return Result(rows, len(cursor.description))
             finally:
                 cursor.close()
@@ -137,24 +148,9 @@ class Database:
             if self._refused:
                 raise QueryProblem(f"not allowed: {self._refused}") from None
             if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT:
-                raise QueryProblem(f"it takes longer than {timeout_s:g} s") from None
-            raise QueryProblem(_short(str(error))) from None
-
-    def _fetch(self, cursor: sqlite3.Cursor, most_rows: int) -> list[tuple[Any, ...]] | None:
-        """At most so many rows; None where they do not come in time, which SQLite sees only if they take it steps."""
-        rows: list[tuple[Any, ...]] = []
-        cells = 0
-        while len(rows) < most_rows:
-            chunk = cursor.fetchmany(min(FETCHED_AT_ONCE, most_rows - len(rows)))
-            if not chunk:
-                break
-            rows += chunk
-            cells += _cells(chunk)
-            if cells > MAX_CELLS:
-                raise QueryProblem(f"its result is larger than {MAX_CELLS:,} cells")
-            if len(rows) < most_rows and self._is_late():
-                return None
-        return rows
+                raise QueryProblem(late) from None
+            text = str(error)
+            raise QueryProblem(text.rstrip(".") if len(text) <= 300 else f"{text[:300]}...") from None
 
     def _is_late(self) -> bool:
         return time.monotonic() > self._deadline
@@ -195,7 +191,10 @@ class Service:
         if len(result.rows) > MAX_GOLD_ROWS:
             raise QueryProblem(f"its result has more than {MAX_GOLD_ROWS:,} rows")
         if not database.changing:
-            self._remember(key, result)
+            self._results[key] = result
+            self._cells += 1 + _cells(result.rows)
+            while self._cells > MAX_CELLS:
+                self._cells -= 1 + _cells(self._results.popitem(last=False)[1].rows)
         return database, result, True
 
     def reason(
@@ -228,21 +227,17 @@ class Service:
             known[1].close()
             known = None
         if not known:
-            known = state, _opened(path, with_wal=bool(state[1] and state[1][1]))
+            try:
+                with open(path, "rb") as file:
+                    if file.read(16) != b"SQLite format 3\0":
+                        raise DatabaseProblem("is no SQLite file")
+                known = state, Database(Path(path), with_wal=bool(state[1] and state[1][1]))
+            except (OSError, sqlite3.Error) as error:
+                raise DatabaseProblem(f"cannot be read: {error}") from None
         self._open[path] = known
         while len(self._open) > OPEN_DATABASES:
             self._open.popitem(last=False)[1][1].close()
         return known
-
-    def _remember(self, key: tuple[str, object, str], result: Result) -> None:
-        self._results[key] = result
-        self._cells += 1 + _cells(result.rows)
-        while self._cells > MAX_CELLS:
-            self._cells -= 1 + _cells(self._results.popitem(last=False)[1].rows)
-
-
-def _text(value: bytes) -> str:
-    return value.decode(errors="ignore")  # as the evaluator reads text
 
 
 def _cells(rows: list[tuple[Any, ...]]) -> int:
@@ -260,20 +255,6 @@ def _state(path: str) -> tuple[int, int, int] | None:
     except (OSError, ValueError):  # ValueError: a NUL in the name
         return None
     return found.st_mtime_ns, found.st_size, found.st_ino
-
-
-def _opened(path: str, *, with_wal: bool) -> Database:
-    try:
-        with open(path, "rb") as file:
-            if file.read(16) != b"SQLite format 3\0":
-                raise DatabaseProblem("is no SQLite file")
-        return Database(Path(path), with_wal=with_wal)
-    except (OSError, sqlite3.Error) as error:
-        raise DatabaseProblem(f"cannot be read: {error}") from None
-
-
-def _short(text: str) -> str:
-    return text.rstrip(".") if len(text) <= 300 else f"{text[:300]}..."
 
 
 def _confine() -> None:

@@ -11,6 +11,7 @@ from itertools import pairwise
 
 from act_assets.conversation import ANSWER, CLARIFY, TurnState, Utterance
 from act_assets.tasks.rules import (
+    QUESTION_WORDS,
     STOP_WORDS,
     Draw,
     Rules,
@@ -107,7 +108,6 @@ _PRONOUN = re.compile(
 _POSSESSIVE = words("his her their its")
 _PEOPLE = words("he she they him them his her their who whom whose")
 _PLACES = words("in at on to from near behind under inside outside into through by over above along")
-_WH = words("what when where which who whom whose why how")
 _AUXILIARIES = words("is are was were do did does has have had can could will would should may might")
 # A story's words that name nothing when they follow an article.
 _NO_THINGS = STOP_WORDS | words(
@@ -130,28 +130,32 @@ def _questions(turn: TurnState, draw: Draw) -> Iterator[str]:
     offered = [f"{a} or {b}" for a, b in (*pairwise(names), *pairwise(things))][:1] if either else []
     mean = [f"Do you mean {p}?" for p in (*restated, *plain)]
     named = [f"Do you mean {x}?" for x in (*offered, *_mixed(names, things, draw))]
-    when = [*_when(sentences, draw)]
+    opening = draw.shuffled("opening", ("after", "before", "when", "before or after"))[0]
+    clauses = draw.shuffled("clause", [c for s in sentences[:8] if (c := _clause(s))])
+    when = [*(f"Do you mean {opening} {clause}?" for clause in clauses), *draw.shuffled("end", _ENDINGS)]
     topics = [*offered, *_mixed(things, names, draw)]
     asks = "Do you want to know" if draw.unit("asks") < 0.2 else "Are you asking"
-    asking = [f"{asks} {p}?" for p in plain if p.split()[0].lower() in _WH]
+    asking = [f"{asks} {p}?" for p in plain if p.split()[0].lower() in QUESTION_WORDS]
     asking += [f"{draw.shuffled('about', _ABOUT)[0]} {x}?" for x in topics]
     short = [*_short(request, draw)]
+    orders = (
+        (0.30, [mean, named, when]),
+        (0.54, [named, when, mean]),
+        (0.73, [when, mean, named]),
+        (0.91, [asking, mean, named]),
+        (1.00, [short, mean, named]),
+    )
     chance = draw.unit("question")
-    if chance < 0.30:
-        order = [mean, named, when]
-    elif chance < 0.54:
-        order = [named, when, mean]
-    elif chance < 0.73:
-        order = [when, mean, named]
-    elif chance < 0.91:
-        order = [asking, mean, named]
-    else:
-        order = [short, mean, named]
-    for group in (*order, when, short):
+    for group in (*next(order for most, order in orders if chance < most), when, short):
         yield from group
     yield "Do you mean at the beginning of the story or at the end?"
 
 
+_ENDINGS = (
+    "Do you mean at the beginning of the story?",
+    "Do you mean at the end of the story?",
+    "Do you mean at the beginning or at the end?",
+)
 _ABOUT = ("Are you asking about", "Are you asking about", "Are you referring to", "Are you talking about")
 
 
@@ -173,20 +177,6 @@ def _mixed(one: Sequence[str], other: Sequence[str], draw: Draw) -> list[str]:
     """Both lists, the first one's items three times of four where both have some."""
     first, second = (one, other) if draw.unit("mixed") < 0.75 else (other, one)
     return [*first[:3], *second[:3], *first[3:], *second[3:]]
-
-
-def _when(sentences: Sequence[str], draw: Draw) -> Iterator[str]:
-    opening = draw.shuffled("opening", ("after", "before", "when", "before or after"))[0]
-    for clause in draw.shuffled("clause", [c for s in sentences[:8] if (c := _clause(s))]):
-        yield f"Do you mean {opening} {clause}?"
-    yield from draw.shuffled(
-        "end",
-        (
-            "Do you mean at the beginning of the story?",
-            "Do you mean at the end of the story?",
-            "Do you mean at the beginning or at the end?",
-        ),
-    )
 
 
 _CLAUSE = re.compile(
@@ -214,7 +204,7 @@ def _short(request: str, draw: Draw) -> Iterator[str]:
         yield f'Who are you referring to {draw.shuffled("by", ("by", "with"))[0]} "{pronoun}"?'
     elif pronoun:
         yield f'What do you mean by "{pronoun}"?'
-    asked = next((w for w in map(bare, request.split()) if w in _WH), "")
+    asked = next((w for w in map(bare, request.split()) if w in QUESTION_WORDS), "")
     for word in draw.shuffled("short", ("When", "Where", "Who", "After what", "What are you referring to")):
         if word.lower() != asked:
             yield f"{word}?"
@@ -332,7 +322,7 @@ def _names(turn: TurnState) -> list[str]:
         for found in _NAME.finditer(block.text):
             at_head = not re.search(r"[\w,;] $", block.text[: found.start()])
             name = re.sub(r"[’']s?$", "", found.group())
-            if re.sub(r"[’'].*", "", bare(name.split()[0])) in _NO_THINGS | _WH:
+            if re.sub(r"[’'].*", "", bare(name.split()[0])) in _NO_THINGS | QUESTION_WORDS:
                 name = name.partition(" ")[2]
             if (
                 len(name) > 2

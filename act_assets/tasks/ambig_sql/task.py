@@ -123,19 +123,13 @@ def _request_id(question: SpiderQuestion) -> str:
 
 
 def _clear(request_id: str, context: tuple[ContextBlock, ...], db_id: str, request: str, query: str) -> Conversation:
-    turn = Turn(f"{request_id}.clear", request, request, _goal(db_id, query), ANSWER.name)
-    return Conversation(TASK, request_id, context, (turn,), group=_group(db_id, query))
-
-
-def _group(db_id: str, query: str) -> str:
-    """Spider asks most queries in several wordings: none may stand as an example in the prompt of another, for it shows
-    its answer, and they are no independent evidence."""
+    goal = Reference(query, json.dumps({"database": db_id}), answer_type=SQL)
+    turn = Turn(f"{request_id}.clear", request, request, goal, ANSWER.name)
+    # Spider asks most queries in several wordings: none may stand as an example in the prompt of another, for it shows
+    # its answer, and they are no independent evidence.
     plain = " ".join(query.lower().split()).rstrip("; ")
-    return f"{db_id} {hashlib.sha256(plain.encode()).hexdigest()[:12]}"
-
-
-def _goal(db_id: str, query: str) -> Reference:
-    return Reference(query, json.dumps({"database": db_id}), answer_type=SQL)
+    group = f"{db_id} {hashlib.sha256(plain.encode()).hexdigest()[:12]}"
+    return Conversation(TASK, request_id, context, (turn,), group=group)
 
 
 # Twins
@@ -188,21 +182,18 @@ class AmbigSqlTwins(TwinMaker):
         one request to clarify for each to answer.
         """
         path = find_file(TASK, folder, TABLES)
-        schemas = read_schemas(path)
-        contexts: dict[str, tuple[ContextBlock, ...]] = {}
+        contexts = {db_id: schema.blocks for db_id, schema in read_schemas(path).items()}
         sides: dict[str, list[Conversation]] = {side: [] for side in SIDES}
         for twin in twins:
             clear = twin.clear
-            if clear.source not in schemas:
+            if clear.source not in contexts:
                 raise DataError(
                     f"{path.name} does not describe the database {clear.source!r}",
                     where=f"{clear.where}, {path}",
                     todo="make the ambiguous requests again from these files",
                 )
-            if clear.source not in contexts:
-                contexts[clear.source] = schemas[clear.source].blocks
             sides[clear.side] += _pair(twin, contexts[clear.source])
-        return TaskData(*(tuple(sides[side]) for side in SIDES))
+        return TaskData(*map(tuple, sides.values()))
 
 
 def _spread(questions: Sequence[SpiderQuestion]) -> list[SpiderQuestion]:

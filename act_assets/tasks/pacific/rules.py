@@ -149,14 +149,27 @@ def _answers(turn: TurnState, draw: Draw) -> Iterator[str]:
     request = open_request(turn)
     rows = _rows_by_overlap(turn, request, draw)
     arithmetic = [*_arithmetic(request, rows, draw)]
-    spans = [*_spans(rows, draw)]
-    several = [*_several(rows, draw)]
-    sentences = _sentences(turn.context, request, draw)
+    spans = [
+        render([figure], "" if "%" in figure else row.scale, "span", "")
+        for row in rows
+        for figure in draw.shuffled(f"cell|{row.label}", sorted(set(row.figures)))
+    ]
+    several = []
+    for row in rows:
+        if len(row.figures) > 1:
+            figures = list(row.figures[:3] if draw.unit(f"three|{row.label}") < 0.3 else row.figures[:2])
+            several.append(render(figures, "" if "%" in "".join(figures) else row.scale, "multi-span", ""))
+    asked = content_words(request)
+    texts = {one_line(b.text) for b in turn.context if b.section != "table" and len(b.text.split()) > 3}
+    rank = lambda t: (-len(asked & content_words(t)), draw.unit(f"sentence|{t}"), t)  # noqa: E731
+    sentences = [render([text], "", "span", "") for text in sorted(texts, key=rank)]
     calculated = any(p.search(request) for p in (_AVERAGE, _CHANGE, _SHARE, _SUM))
     chance = draw.unit("answer")
     # Annotated shares among the goals of ambiguous requests: a third to a half arithmetic, a tenth several spans.
     if _WHICH_YEAR.search(request):
-        order = [_years(turn.context, draw), spans, arithmetic, several]
+        heads = {cell for label, cells in _table(turn.context) for cell in (label, *cells) if not _figure(cell)}
+        years = draw.shuffled("year", sorted({year for head in heads for year in _YEAR.findall(head)}))
+        order = [years, spans, arithmetic, several]
     elif _WHY.search(request):
         order = [sentences, spans, arithmetic, several]
     elif chance < (0.9 if calculated else 0.1):
@@ -230,26 +243,6 @@ def _scale(context: Sequence[ContextBlock]) -> str:
     return ""
 
 
-def _years(context: Sequence[ContextBlock], draw: Draw) -> list[str]:
-    """The years that head the table's columns."""
-    cells = {cell for label, cells in _table(context) for cell in (label, *cells)}
-    years = sorted({year for cell in cells if not _figure(cell) for year in _YEAR.findall(cell)})
-    return draw.shuffled("year", years)
-
-
-def _spans(rows: Sequence[_Row], draw: Draw) -> Iterator[str]:
-    for row in rows:
-        for figure in draw.shuffled(f"cell|{row.label}", sorted(set(row.figures))):
-            yield render([figure], "" if "%" in figure else row.scale, "span", "")
-
-
-def _several(rows: Sequence[_Row], draw: Draw) -> Iterator[str]:
-    for row in rows:
-        if len(row.figures) > 1:
-            figures = list(row.figures[:3] if draw.unit(f"three|{row.label}") < 0.3 else row.figures[:2])
-            yield render(figures, "" if "%" in "".join(figures) else row.scale, "multi-span", "")
-
-
 def _arithmetic(request: str, rows: Sequence[_Row], draw: Draw) -> Iterator[str]:
     """Calculations with the figures of one row, or of one column of two rows: shown, and right."""
     average, change, share, total = (p.search(request) is not None for p in (_AVERAGE, _CHANGE, _SHARE, _SUM))
@@ -290,11 +283,3 @@ def _equation(left: str, value: Decimal, scale: str) -> str:
     rounded = value.quantize(Decimal("0.01"), ROUND_HALF_UP)
     whole = rounded == rounded.to_integral_value()
     return render(int(rounded) if whole else float(rounded), scale if scale in SCALE_NOTES else "", "arithmetic", left)
-
-
-def _sentences(context: Sequence[ContextBlock], request: str, draw: Draw) -> list[str]:
-    """Sentences of the passages, most words shared with the request first."""
-    asked = content_words(request)
-    texts = {one_line(b.text) for b in context if b.section != "table" and len(b.text.split()) > 3}
-    ranked = sorted(texts, key=lambda t: (-len(asked & content_words(t)), draw.unit(f"sentence|{t}"), t))
-    return [render([text], "", "span", "") for text in ranked]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from act_assets.conversation import Message, Reference, TurnState, Utterance
-from act_assets.roles.embedded import _answer
+from act_assets.roles.embedded import answer_by_rule
 from act_assets.roles.intent import OPENING
 from act_assets.roles.role import GeneratorContext, IntentContext, SimulatorContext
 from act_assets.tasks.abg_coqa.rules import AbgCoqaRules, clarified_parts, clear_request
@@ -110,7 +110,7 @@ def test_the_intent_of_a_trajectory_is_its_clear_request():
     for conversation in CONVERSATIONS:
         told = dict(ABG_COQA.told(conversation))
         for turn in ABG_COQA.turn_states(conversation):
-            assert _answer(IntentContext(told[turn.intent_id])) == intent(turn)
+            assert answer_by_rule(IntentContext(told[turn.intent_id])) == intent(turn)
 
 
 def test_the_reply_comes_from_the_intent_alone():
@@ -121,7 +121,7 @@ def test_the_reply_comes_from_the_intent_alone():
 def test_replies_to_one_request_tell_its_meanings_apart():
     replies: dict[str, list[str]] = {}
     for turn in AMBIGUOUS:
-        replies.setdefault(turn.prompt_id, []).append(_answer(SimulatorContext(turn, intent(turn), ASKED)))
+        replies.setdefault(turn.prompt_id, []).append(answer_by_rule(SimulatorContext(turn, intent(turn), ASKED)))
     assert all(len(set(said)) == len(said) for said in replies.values())
 
 
@@ -189,6 +189,6 @@ def test_clear_requests_are_taken_apart_again():
 
 def test_the_provider_answers_for_the_task():
     turn = AMBIGUOUS[0]
-    answer = _answer(GeneratorContext(turn, "ANSWER", 3))
+    answer = answer_by_rule(GeneratorContext(turn, "ANSWER", 3))
     assert answer == RULES.generate(turn, "ANSWER", 3)
-    assert Counter(_answer(GeneratorContext(t, "CLARIFY", 3))[-1] for t in TURNS[:20]) == {"?": 20}
+    assert Counter(answer_by_rule(GeneratorContext(t, "CLARIFY", 3))[-1] for t in TURNS[:20]) == {"?": 20}

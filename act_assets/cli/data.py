@@ -95,22 +95,18 @@ def list_() -> None:
     for task, entry in catalog.items():
         found = states(task, entry, folder)
         optional = {f.name: f.optional for f in entry.files if f.optional} if isinstance(entry, Published) else {}
-        for number, (name, state) in enumerate(_short(found).items()):
+        if len(found) > LISTED:
+            rest = list(found.values())[LISTED:]
+            lacking = len(rest) - rest.count("there")
+            found = dict(list(found.items())[:LISTED])
+            found[f"and {len(rest):,} more"] = f"{lacking:,} missing" if lacking else "there"
+        for number, (name, state) in enumerate(found.items()):
             why = f" (optional: {optional[name]})" if name in optional else ""
             table.add_row(task if number == 0 else "", name, state + why)
     out.print(table, highlight=False, markup=False)
     for task, entry in catalog.items():
         say(f"{task}: {entry.origin}; licence {entry.licence}")
     say(f"data folder: {folder}")
-
-
-def _short(found: dict[str, str]) -> dict[str, str]:
-    """The first of the files, and how many more are there."""
-    if len(found) <= LISTED:
-        return found
-    first, rest = dict(list(found.items())[:LISTED]), list(found.values())[LISTED:]
-    there = rest.count("there")
-    return {**first, f"and {len(rest):,} more": "there" if there == len(rest) else f"{len(rest) - there:,} missing"}
 
 
 def _data_folder(to: Path | None) -> Path:

@@ -96,7 +96,7 @@ class Database:
         # would be created beside the database, so then it cannot be opened.
         uri = path.as_uri() + ("?mode=ro&readonly_shm=1" if with_wal else "?mode=ro&immutable=1")
         # Without cached statements every query passes the authorizer.
-        self._connection = connection = sqlite3.connect(uri, uri=True, isolation_level=None, cached_statements=0)
+        self.connection = connection = sqlite3.connect(uri, uri=True, isolation_level=None, cached_statements=0)
         try:
             for pragma in ("temp_store = MEMORY", f"hard_heap_limit = {SQLITE_HEAP_BYTES}", "trusted_schema = OFF"):
                 connection.execute(f"PRAGMA {pragma}").fetchall()
@@ -115,9 +115,6 @@ class Database:
         connection.set_authorizer(self._authorize)
         connection.set_progress_handler(self._is_late, STEPS_PER_CHECK)
 
-    def close(self) -> None:
-        self._connection.close()
-
     def run(self, sql: str, timeout_s: float, most_rows: int) -> Result:
         """Fetch at most `most_rows` rows. Raises QueryProblem, and MemoryError."""
         self._deadline = time.monotonic() + timeout_s
@@ -126,7 +123,7 @@ class Database:
         rows: list[tuple[Any, ...]] = []
         cells = 0
         try:
-            cursor = self._connection.execute(sql)
+            cursor = self.connection.execute(sql)
             if cursor.description is None:
                 raise QueryProblem("it is no query")
             try:
@@ -183,8 +180,7 @@ class Service:
         """The open database, the gold query's result, and whether it was run now."""
         state, database = self._database(path)
         key = (path, state, sql)
-        known = self._results.get(key)
-        if known:
+        if known := self._results.get(key):
             self._results.move_to_end(key)
             return database, known, False
         result = database.run(sql, timeout_s, MAX_GOLD_ROWS + 1)
@@ -224,7 +220,7 @@ class Service:
             raise DatabaseProblem("does not exist")
         known = self._open.pop(path, None)
         if known and known[0] != state:
-            known[1].close()
+            known[1].connection.close()
             known = None
         if not known:
             try:
@@ -236,7 +232,7 @@ class Service:
                 raise DatabaseProblem(f"cannot be read: {error}") from None
         self._open[path] = known
         while len(self._open) > OPEN_DATABASES:
-            self._open.popitem(last=False)[1][1].close()
+            self._open.popitem(last=False)[1][1].connection.close()
         return known
 
 
@@ -262,14 +258,10 @@ def _confine() -> None:
     import resource
 
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write then fails instead of ending the process
-    for kind, most in (
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_AS, ADDRESS_SPACE_BYTES),
-    ):
+    limits = {resource.RLIMIT_FSIZE: 0, resource.RLIMIT_CORE: 0, resource.RLIMIT_AS: ADDRESS_SPACE_BYTES}
+    for kind, most in limits.items():
         hard = resource.getrlimit(kind)[1]
-        if hard != resource.RLIM_INFINITY:
-            most = min(most, hard)
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
         try:
             resource.setrlimit(kind, (most, most))
         except (OSError, ValueError):

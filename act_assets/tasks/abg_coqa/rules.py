@@ -87,14 +87,13 @@ _ASKED = (
 
 def _statement(question: str, reply: str) -> str:
     """A reply that can be understood without its question."""
-    word = re.match(r"(yes|no)\b[\s,.:;!]*", reply, re.IGNORECASE)
-    agrees = word is not None and word.group(1).lower() == "yes"
-    rest = reply[word.end() :] if word else reply
-    if word and (agrees or not rest):
+    agrees = re.match(r"yes\b", reply, re.IGNORECASE)
+    rest = re.sub(r"^(?:yes|no)\b[\s,.:;!]*", "", reply, flags=re.IGNORECASE)
+    if agrees or not rest:
         for pattern, yes, no in _ASKED:
             if found := pattern.match(question):
                 return f"{yes if agrees else no} {question[found.end() :].rstrip(' ?.')}."
-        return f"{reply} {question}" if not rest else reply
+        return reply if rest else f"{reply} {question}"
     return ended(rest[:1].upper() + rest[1:], ".")
 
 
@@ -137,7 +136,12 @@ def _questions(turn: TurnState, draw: Draw) -> Iterator[str]:
     asks = "Do you want to know" if draw.unit("asks") < 0.2 else "Are you asking"
     asking = [f"{asks} {p}?" for p in plain if p.split()[0].lower() in QUESTION_WORDS]
     asking += [f"{draw.shuffled('about', _ABOUT)[0]} {x}?" for x in topics]
-    short = [*_short(request, draw)]
+    pronoun = next((m.group().lower() for m in _PRONOUN.finditer(request)), "")
+    by = draw.shuffled("by", ("by", "with"))[0] if pronoun in _PEOPLE else ""
+    meant = f'Who are you referring to {by} "{pronoun}"?' if by else f'What do you mean by "{pronoun}"?'
+    asked = next((w for w in map(bare, request.split()) if w in QUESTION_WORDS), "")
+    openings = draw.shuffled("short", ("When", "Where", "Who", "After what", "What are you referring to"))
+    short = [*([meant] if pronoun else []), *(f"{word}?" for word in openings if word.lower() != asked)]
     orders = (
         (0.30, [mean, named, when]),
         (0.54, [named, when, mean]),
@@ -198,18 +202,6 @@ def _clause(sentence: str) -> str:
     return "" if len(clause) < 3 else lower_first(text) if common else text
 
 
-def _short(request: str, draw: Draw) -> Iterator[str]:
-    pronoun = next((m.group().lower() for m in _PRONOUN.finditer(request)), "")
-    if pronoun in _PEOPLE:
-        yield f'Who are you referring to {draw.shuffled("by", ("by", "with"))[0]} "{pronoun}"?'
-    elif pronoun:
-        yield f'What do you mean by "{pronoun}"?'
-    asked = next((w for w in map(bare, request.split()) if w in QUESTION_WORDS), "")
-    for word in draw.shuffled("short", ("When", "Where", "Who", "After what", "What are you referring to")):
-        if word.lower() != asked:
-            yield f"{word}?"
-
-
 # Answers: names, times, numbers, places or things near the words of the request, as short as the annotated ones.
 
 _NUMBER = words("two three four five six seven eight nine ten eleven twelve twenty thirty forty fifty hundred thousand")
@@ -254,16 +246,11 @@ def _answers(turn: TurnState, draw: Draw) -> Iterator[str]:
         groups = [[_short_of(r) for r in _matches(_REASON, sentences)], things]
     else:
         groups = [_mixed(things, names, draw)]
+    chance = draw.unit("written")  # as annotated: every ninth answer is a sentence, every seventh has a capital besides
     for group in (*groups, things, names, [_short_of(s) for s in sentences], ("yes", "no", "unknown")):
         for answer in group:
-            yield _written(answer, draw)
-
-
-def _written(answer: str, draw: Draw) -> str:
-    """As annotated: every ninth answer is a sentence, every seventh begins with a capital besides."""
-    chance = draw.unit("written")
-    text = answer.strip(" ,;:.-—'\"“”‘’()")
-    return f"{text[:1].upper()}{text[1:]}{'.' if chance < 0.11 else ''}" if chance < 0.25 else text
+            text = answer.strip(" ,;:.-—'\"“”‘’()")
+            yield f"{text[:1].upper()}{text[1:]}{'.' if chance < 0.11 else ''}" if chance < 0.25 else text
 
 
 def _matches(pattern: re.Pattern[str], sentences: Sequence[str]) -> list[str]:
@@ -301,13 +288,12 @@ def _ranked(turn: TurnState, draw: Draw) -> list[str]:
     """The story's sentences, those that share most words with the request and the exchange before it first."""
     asked = content_words(open_request(turn))
     before = content_words(" ".join(m.content for m in turn.history[max(0, turn.open_request - 2) : turn.open_request]))
-    texts = [b.text for b in turn.context]
 
     def rank(text: str) -> tuple[float, float]:
         own = content_words(text)
         return -(len(asked & own) + 0.5 * len(before & own)), draw.unit(f"sentence|{text}")
 
-    return sorted(dict.fromkeys(texts), key=rank)
+    return sorted(dict.fromkeys(b.text for b in turn.context), key=rank)
 
 
 _CAPITALISED = r"[A-Z][\w’'-]*[^\W\d_](?!\w)"

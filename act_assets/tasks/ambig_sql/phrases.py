@@ -268,11 +268,10 @@ def read(question: str, facts: QueryFacts, names: SchemaNames) -> Reading | None
     """The reading of a request, or None where it is not sure or its noun a possessive. What follows the noun may be
     `broken`."""
     sentences = re.split(r"(?<=[?.!])\s+(?=[A-Z])", " ".join(question.split()))
-    if len(sentences) > 2:
-        return None
-    text = _sentence(sentences[0])
-    extra = _sentence(sentences[1]) if len(sentences) == 2 else ""
-    if extra and not re.match(_SHOW, extra, re.IGNORECASE):
+    # Without the mark at the end, within quotes too.
+    text, *others = (re.sub(r"[?.!](?=[\"”']$)", "", re.sub(r"[\s?.!]+$", "", s.strip())) for s in sentences)
+    extra = " ".join(others)
+    if len(others) > 1 or (extra and not re.match(_SHOW, extra, re.IGNORECASE)):
         return None
     tables = known_nouns((*names.tables, *facts.tables))
     # What `List the total revenue ...` lists is no revenue but a sum: the names of columns name what is listed only
@@ -347,11 +346,6 @@ def broken(noun: Noun) -> bool:
     """English that went wrong in the request itself: `students who has`, a clause or bracket that does not end."""
     disagrees = (_DISAGREES if noun.plural else _DISAGREES_SINGULAR).match(noun.rest)
     return bool(disagrees or _STOPS_SHORT.search(noun.rest)) or noun.rest.count("(") != noun.rest.count(")")
-
-
-def _sentence(text: str) -> str:
-    text = re.sub(r"[\s?.!]+$", "", text.strip())
-    return re.sub(r"[?.!](?=[\"”']$)", "", text)
 
 
 # What follows the noun of a `how many`.

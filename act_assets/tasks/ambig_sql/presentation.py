@@ -264,32 +264,28 @@ def _mask_superlative(text: str, nouns: set[str], comes: str, limit: int, draw: 
     if found is None:
         return None
     request, masked, noun, many = found
-    if stem(noun.split()[-1]) in EITHER_NUMBER and re.search(r"\bnames\b|\bare\b", first):
-        return None
-    if stem(noun.split()[-1]) == "rank":
+    last = noun.split()[-1]
+    if stem(last) == "rank" or (stem(last) in EITHER_NUMBER and re.search(r"\bnames\b|\bare\b", first)):
         return None
     content = {w for w in stems(masked) if len(w) > 3} - {stem(w) for w in noun.split()} - _PALE
-    if content & stems(extra):
-        return None
-    if _MOST_WORD.search(request) or re.search(r"\b(?:each|every|most)\b", request):
+    if content & stems(extra) or _MOST_WORD.search(request) or re.search(r"\b(?:each|every|most)\b", request):
         return None
     request = _finished(request) + (f" {extra.rstrip('.?')}." if extra else "")
-    last = noun.split()[-1]
     several = "people" if last == "person" else noun if many or last in _BOTH else plural(noun)
-    questions: tuple[str, ...] = (
+    questions = [
         f"By what should the {several} be ranked?",
         f"What should the {several} be ranked by, and which end comes first?",
         f"What decides which of the {several} {comes if many else comes + 's'} first?",
         "What should the ranking be based on?",
-    )
+    ]
     if re.search(rf"\b{re.escape(noun)} (?:type|code|name|id)", request):
         questions = questions[-1:]  # what is ranked are types, not things
     if limit > 1 and not _NUMBER.search(request):
         # the number was masked as well
-        questions = (
+        questions = [
             f"By what should the {several} be ranked, and how many of them do you want?",
             f"How many {several} do you want, and what should they be ranked by?",
-        )
+        ]
     return Perturbed(request, draw.shuffled("question", questions)[0])
 
 

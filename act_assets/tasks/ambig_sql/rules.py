@@ -26,14 +26,12 @@ class AmbigSqlRules(Rules):
 
     def generate(self, turn: TurnState, action: str, seed: int) -> str | None:
         tables = tables_of(turn.context)
-        if not tables:
-            return None
         draw = Draw(f"{turn.turn_id}|{seed}")
         references = (turn.response.text, turn.goal.text)
-        if action == CLARIFY.name:
+        if tables and action == CLARIFY.name:
             said = {*references, *(m.content for m in turn.history)}
             return next((q for q in _questions(turn.request, tables, draw) if q not in said), None)
-        if action == ANSWER.name:
+        if tables and action == ANSWER.name:
             candidates = guesses(turn.request, tables, draw)
             return next((c for c in candidates if not any(same_query(c, r) for r in references)), None)
         return None
@@ -74,25 +72,22 @@ def _questions(request: str, tables: Sequence[Table], draw: Draw) -> Iterator[st
         f"Which details of the {nouns[0]} are you interested in?",
         f"Which details of the {nouns[0]} are you interested in, or is it a figure over them that you need?",
     ]
-    groups = [information, _population(request, nouns)]
+    subject = ["What are you asking about?", "Who or what are you asking about?", "Which table are you referring to?"]
+    if pronoun := _PRONOUN.search(request):
+        said = pronoun[0].lower()
+        subject += [f'Who or what do you mean by "{said}"?', f'What does "{said}" refer to?']
+    if COUNTED.search(request):
+        subject += ["What would you like to count?", "What should be counted?"]
+    subject.append(f"Are you asking about the {nouns[0]}?")
+    if len(nouns) > 1:
+        subject.append(f"Do you mean the {nouns[0]} or the {nouns[1]}?")
+    groups = [information, subject]
     if draw.unit("strategy") < 0.5:
         groups.reverse()
     # A clear request has an ambiguous twin that leaves its presentation open where there is any to leave open.
     groups.insert(0 if draw.unit("presentation") < (0.8 if presents else 0.05) else 2, _presentation(request, nouns[0]))
     for i, group in enumerate(groups):
         yield from draw.shuffled(f"form {i}", group)
-
-
-def _population(request: str, nouns: Sequence[str]) -> list[str]:
-    forms = ["What are you asking about?", "Who or what are you asking about?", "Which table are you referring to?"]
-    if pronoun := _PRONOUN.search(request):
-        forms += [f'Who or what do you mean by "{pronoun[0].lower()}"?', f'What does "{pronoun[0].lower()}" refer to?']
-    if COUNTED.search(request):
-        forms += ["What would you like to count?", "What should be counted?"]
-    forms.append(f"Are you asking about the {nouns[0]}?")
-    if len(nouns) > 1:
-        forms.append(f"Do you mean the {nouns[0]} or the {nouns[1]}?")
-    return forms
 
 
 def _presentation(request: str, noun: str) -> list[str]:

@@ -231,29 +231,16 @@ def _schema(item: Any) -> Schema:
         if not (isinstance(pair, list) and len(pair) == 2):
             raise ValueError(f"'foreign_keys' must hold pairs of columns, not {pair!r}")
         foreign.append((place(pair[0], "foreign_keys"), place(pair[1], "foreign_keys")))
-    return Schema(
-        db_id,
-        tuple(
-            Table(
-                name,
-                naturals[t],
-                tuple(
-                    Column(column, kind, natural)
-                    for (owner, column), (_, natural), kind in zip(columns, natural_columns, types, strict=True)
-                    if owner == t
-                ),
-                tuple(dict.fromkeys(column for owner, column in primary if owner == t)),
-                tuple(
-                    dict.fromkeys(
-                        ForeignKey(column, names[other], target)
-                        for (owner, column), (other, target) in foreign
-                        if owner == t
-                    )
-                ),
-            )
-            for t, name in enumerate(names)
-        ),
-    )
+    tables = []
+    for t, name in enumerate(names):
+        described = zip(columns, natural_columns, types, strict=True)
+        own = tuple(Column(column, kind, natural) for (owner, column), (_, natural), kind in described if owner == t)
+        key = dict.fromkeys(column for owner, column in primary if owner == t)
+        references = dict.fromkeys(
+            ForeignKey(column, names[other], target) for (owner, column), (other, target) in foreign if owner == t
+        )
+        tables.append(Table(name, naturals[t], own, tuple(key), tuple(references)))
+    return Schema(db_id, tuple(tables))
 
 
 def _db_id(item: Any) -> str:

@@ -15,7 +15,7 @@ import hashlib
 import json
 import re
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -106,15 +106,11 @@ def _sides(spider: Spider) -> tuple[list[SpiderQuestion], ...]:
     databases = draw.shuffled("held out", sorted({q.db_id for q in spider.train}))
     number = len(databases)  # a tenth is held out, rounded; at least one where there are two
     held_out = set(databases[: max(round(number / _HELD_OUT), min(1, number - 1))])
-    train, test = _once(spider.train), _once(spider.dev)
+    train, test = (
+        sorted({(q.db_id, q.question): q for q in reversed(side)}.values(), key=lambda q: q.number)
+        for side in (spider.train, spider.dev)
+    )
     return [q for q in train if q.db_id not in held_out], [q for q in train if q.db_id in held_out], test
-
-
-def _once(questions: Iterable[SpiderQuestion]) -> list[SpiderQuestion]:
-    first: dict[tuple[str, str], SpiderQuestion] = {}
-    for q in questions:
-        first.setdefault((q.db_id, q.question), q)
-    return list(first.values())
 
 
 def _request_id(question: SpiderQuestion) -> str:
@@ -192,7 +188,17 @@ class AmbigSqlTwins(TwinMaker):
                     where=f"{clear.where}, {path}",
                     todo="make the ambiguous requests again from these files",
                 )
-            sides[clear.side] += _pair(twin, contexts[clear.source])
+            alone = _clear(clear.request_id, contexts[clear.source], clear.source, clear.request, clear.target)
+            asked = Turn(
+                turn_id=f"{clear.request_id}.ambiguous",
+                user=twin.request,
+                clear_request=clear.request,
+                response=Reference(twin.clarifying_question, answer_type=clear.strategy),
+                action=CLARIFY.name,
+            )
+            answered = replace(alone.turns[0], turn_id=f"{clear.request_id}.reply", evaluated=False)
+            ambiguous = replace(alone, conversation_id=f"{clear.request_id}-ambiguous", turns=(asked, answered))
+            sides[clear.side] += [alone, ambiguous]
         return TaskData(*map(tuple, sides.values()))
 
 
@@ -214,21 +220,6 @@ def _strategy(query: str, request_id: str) -> str:
         return "information"
 
 
-def _pair(twin: AmbiguousTwin, context: tuple[ContextBlock, ...]) -> tuple[Conversation, Conversation]:
-    clear = twin.clear
-    alone = _clear(clear.request_id, context, clear.source, clear.request, clear.target)
-    asked = Turn(
-        turn_id=f"{clear.request_id}.ambiguous",
-        user=twin.request,
-        clear_request=clear.request,
-        response=Reference(twin.clarifying_question, answer_type=clear.strategy),
-        action=CLARIFY.name,
-    )
-    answered = replace(alone.turns[0], turn_id=f"{clear.request_id}.reply", evaluated=False)
-    ambiguous = replace(alone, conversation_id=f"{clear.request_id}-ambiguous", turns=(asked, answered))
-    return alone, ambiguous
-
-
 # Judging
 
 _FENCE = re.compile(r"```(?:sql|sqlite)?\s+(?P<text>.*?)(?:```)?", re.DOTALL | re.IGNORECASE)
@@ -239,9 +230,8 @@ _QUERY = re.compile(r"select\b|with\s+(?:recursive\s+)?\S+\s*(?:\([^()]*\)\s*)?a
 
 def cleaned(response: str) -> str:
     """A response without the white space and the one code fence (```sql) around it; nothing else is fixed."""
-    text = response.strip()
-    fenced = _FENCE.fullmatch(text)
-    return fenced["text"].strip() if fenced else text
+    fenced = _FENCE.fullmatch(response.strip())
+    return (fenced["text"] if fenced else response).strip()
 
 
 @dataclass(frozen=True)

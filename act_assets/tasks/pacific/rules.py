@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
+from itertools import chain
 
 from act_assets.conversation import ANSWER, CLARIFY, ContextBlock, TurnState
 from act_assets.tasks.pacific.answer import SCALE_NOTES, parse, render
@@ -232,15 +233,10 @@ _STATED_SCALE = re.compile(r"\bin (?:[\w.$€£’]+ ){0,4}?(thousand|million|bi
 
 def _scale(context: Sequence[ContextBlock]) -> str:
     """The scale that a page states for its table: in the table, or as `in thousands` in the passages."""
-    for block in context:
-        if block.section == "table":
-            for scale, pattern in _SCALES:
-                if pattern.search(block.text):
-                    return scale
-    for block in context:
-        if block.section != "table" and (stated := _STATED_SCALE.search(block.text)):
-            return stated.group(1).lower()
-    return ""
+    tables = (block.text for block in context if block.section == "table")
+    in_table = (scale for text in tables for scale, pattern in _SCALES if pattern.search(text))
+    stated = (_STATED_SCALE.search(block.text) for block in context if block.section != "table")
+    return next(chain(in_table, (found[1].lower() for found in stated if found)), "")
 
 
 def _arithmetic(request: str, rows: Sequence[_Row], draw: Draw) -> Iterator[str]:

@@ -310,11 +310,8 @@ def _names(turn: TurnState) -> list[str]:
             name = re.sub(r"[’']s?$", "", found.group())
             if re.sub(r"[’'].*", "", bare(name.split()[0])) in _NO_THINGS | QUESTION_WORDS:
                 name = name.partition(" ")[2]
-            if (
-                len(name) > 2
-                and not (name.isupper() and (len(name) > 4 or set(name) <= set("IVXL")))
-                and not _TIME.fullmatch(name)
-            ):
+            shouted = name.isupper() and (len(name) > 4 or set(name) <= set("IVXL"))
+            if len(name) > 2 and not shouted and not _TIME.fullmatch(name):
                 (heads if at_head else inside).append(name)
     known = {w for n in inside for w in n.split()}
     return list(dict.fromkeys([*inside, *(n for n in heads if set(n.split()) <= known)]))

@@ -59,7 +59,9 @@ def _mask_information(question: str, facts: QueryFacts, names: SchemaNames, draw
     # `Show the carriers that ...`: of the values of a column there is little to know but themselves.
     tables = known_nouns((*names.tables, *facts.tables))
     column = known_nouns(facts.selected) - tables
-    if reading.form in ("listed", "which") and {stem(w) for w in noun.head.split()[-2:]} & column:
+    # `these names` or `the names of ...` as a population would still hold what is wanted.
+    *_, last = parts = [stem(w) for w in noun.head.split()[-2:]]
+    if reading.form in ("listed", "which") and (column.intersection(parts) or last in _ATTRIBUTES):
         return None
     # Who asks for all columns is answered by `tell me about`.
     if rest is None or not (facts.selected or facts.aggregates):
@@ -67,9 +69,6 @@ def _mask_information(question: str, facts: QueryFacts, names: SchemaNames, draw
     article = "the" if noun.determiner in ("", "any", "some", "a", "an", "any of the") else noun.determiner
     opening = draw.shuffled("opening", _OPENINGS)[0]
     request = f"{opening} {article} {noun.phrase} {rest}".strip().rstrip(" ,") + "."
-    # `these names` or `the names of ...` as a population would still hold what is wanted.
-    if reading.form in ("listed", "which") and stem(noun.head.split()[-1]) in _ATTRIBUTES:
-        return None
     this = "these" if noun.plural else "this"
     head = noun.head.lower()
     figure = ", or do you need a figure about them" if noun.plural else ""

@@ -198,11 +198,8 @@ def _unknown_noun(tokens: list[str]) -> int:
 
 def _begins_something(word: str, before_verb: bool) -> bool:
     plain = word.lower().rstrip(",")
-    if (
-        plain in _BOUNDARY
-        or plain[0] in "\"'“‘"
-        or (re.fullmatch(r"[a-z]{3,}(?:ed|ing)", plain) and plain not in words("building king"))
-    ):
+    participle = re.fullmatch(r"[a-z]{3,}(?:ed|ing)", plain) and plain not in ("building", "king")
+    if participle or plain in _BOUNDARY or plain[0] in "\"'“‘":
         return True
     if stem(plain) in _ATTRIBUTES:
         return False

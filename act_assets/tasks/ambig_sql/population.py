@@ -98,9 +98,8 @@ def _tells_nothing(noun: Noun, names: SchemaNames) -> bool:
     placed = said & _PLACED or {w.lower() for w in plain.split()} & _PLACED
     in_places = bool(placed) and sum(bool(column & _PLACES) for column in columns) > 1
     rest = said - several - _PLACED
-    return not rest and (
-        in_places or (not placed and bool(stems(plain) & (several | {"name", "id", "named", "called"})))
-    )
+    named = not placed and stems(plain) & (several | words("name id named called"))
+    return not rest and bool(in_places or named)
 
 
 def _shared(asked: str, names: SchemaNames) -> bool:

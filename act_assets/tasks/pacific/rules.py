@@ -57,7 +57,7 @@ _CHANGE = re.compile(r"\b(?:change|changes|increase|decrease|difference|growth|v
 _SHARE = re.compile(r"\b(?:ratio|proportion|percentage|percent|share of)\b", re.IGNORECASE)
 _SUM = re.compile(r"\b(?:sum|combined)\b", re.IGNORECASE)
 # Words that say what to do with an item or when, not which item.
-_MEASURES = words(
+_MEASURES = STOP_WORDS | words(
     "april august average between change changes compared december decrease difference february first fiscal fourth fy "
     "higher highest increase january july june larger largest less lower lowest march month months november october "
     "percent percentage period portion proportion quarter quarters ratio respective respectively second september "
@@ -116,13 +116,8 @@ def _runs(text: str) -> list[str]:
     runs: list[list[str]] = [[]]
     for word in text.split():
         stripped = re.sub(r"^[^\w(]+|[^\w)]+$", "", word)
-        plain = bare(word)
-        if (
-            plain in STOP_WORDS
-            or plain in _MEASURES
-            or not re.search(r"[^\W\d_]", stripped)
-            or stripped.count("(") != stripped.count(")")
-        ):
+        names_item = bare(word) not in _MEASURES and re.search(r"[^\W\d_]", stripped)
+        if not names_item or stripped.count("(") != stripped.count(")"):
             runs.append([])
             continue
         runs[-1].append(stripped)

@@ -5,19 +5,14 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
 from act_assets.cli.text import out, say, size_text
 from resources.errors import ActError
-
-if TYPE_CHECKING:
-    from act_assets.tasks.catalog import Entry
-    from act_assets.tasks.fetch import Fetched
 
 data_app = typer.Typer(
     no_args_is_help=True,
@@ -53,7 +48,7 @@ def fetch(
     """
     if source is not None and base_url is not None:
         raise ActError("--from and --base-url exclude each other", todo="give the folder, or the mirror")
-    from act_assets.tasks.catalog import entry_of
+    from act_assets.tasks.catalog import Published, entry_of
     from act_assets.tasks.fetch import RAW
     from act_assets.tasks.fetch import fetch as fetch_of
 
@@ -69,7 +64,21 @@ def fetch(
         force=force,
         progress=sys.stderr.isatty(),
     )
-    _tell(task, entry, folder, fetched)
+    if len(fetched) <= LISTED:
+        verified = ", verified" if isinstance(entry, Published) else ""
+        for file in fetched:
+            say(f"{file.name}: {file.how}, {size_text(file.bytes)}{verified}")
+    else:
+        hows = [file.how for file in fetched]
+        numbers = ", ".join(f"{hows.count(how):,} {how}" for how in sorted(set(hows)))
+        say(f"{len(fetched):,} files, {size_text(sum(file.bytes for file in fetched))}: {numbers}")
+    say(f"the official files of {task} are in {folder / task}")
+    say(f"licence: {entry.licence} ({entry.origin})", f"please cite: {entry.citation}")
+    used = os.environ.get("ACT_DATA_DIR")
+    if used and Path(used).expanduser().resolve() == folder:
+        say("ACT_DATA_DIR is this data folder: nothing has to be set")
+    else:
+        say(f"to use them: export ACT_DATA_DIR={shlex.quote(str(folder))}")
 
 
 @data_app.command("list", epilog="Example: act data list")
@@ -86,7 +95,12 @@ def list_() -> None:
     for task, entry in catalog.items():
         found = states(task, entry, folder)
         optional = {f.name: f.optional for f in entry.files if f.optional} if isinstance(entry, Published) else {}
-        for number, (name, state) in enumerate(_short(found).items()):
+        if len(found) > LISTED:
+            rest = list(found.values())[LISTED:]
+            lacking = len(rest) - rest.count("there")
+            found = dict(list(found.items())[:LISTED])
+            found[f"and {len(rest):,} more"] = f"{lacking:,} missing" if lacking else "there"
+        for number, (name, state) in enumerate(found.items()):
             why = f" (optional: {optional[name]})" if name in optional else ""
             table.add_row(task if number == 0 else "", name, state + why)
     out.print(table, highlight=False, markup=False)
@@ -95,38 +109,9 @@ def list_() -> None:
     say(f"data folder: {folder}")
 
 
-def _short(found: dict[str, str]) -> dict[str, str]:
-    """The first of the files, and how many more are there."""
-    if len(found) <= LISTED:
-        return found
-    first, rest = dict(list(found.items())[:LISTED]), list(found.values())[LISTED:]
-    there = rest.count("there")
-    return {**first, f"and {len(rest):,} more": "there" if there == len(rest) else f"{len(rest) - there:,} missing"}
-
-
 def _data_folder(to: Path | None) -> Path:
     """The folder with a folder for each task: the one that was asked for, ACT_DATA_DIR, or `data` in ACT_HOME."""
     from act_assets.home import act_home
 
     chosen = to or os.environ.get("ACT_DATA_DIR")
     return Path(chosen).expanduser().resolve() if chosen else act_home() / "data"
-
-
-def _tell(task: str, entry: Entry, folder: Path, fetched: Sequence[Fetched]) -> None:
-    from act_assets.tasks.catalog import Published
-
-    verified = ", verified" if isinstance(entry, Published) else ""
-    if len(fetched) <= LISTED:
-        for file in fetched:
-            say(f"{file.name}: {file.how}, {size_text(file.bytes)}{verified}")
-    else:
-        hows = [file.how for file in fetched]
-        numbers = ", ".join(f"{hows.count(how):,} {how}" for how in sorted(set(hows)))
-        say(f"{len(fetched):,} files, {size_text(sum(file.bytes for file in fetched))}: {numbers}")
-    say(f"the official files of {task} are in {folder / task}")
-    say(f"licence: {entry.licence} ({entry.origin})", f"please cite: {entry.citation}")
-    used = os.environ.get("ACT_DATA_DIR")
-    if used and Path(used).expanduser().resolve() == folder:
-        say("ACT_DATA_DIR is this data folder: nothing has to be set")
-    else:
-        say(f"to use them: export ACT_DATA_DIR={shlex.quote(str(folder))}")

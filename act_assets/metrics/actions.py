@@ -62,7 +62,7 @@ def bootstrap_macro_f1(
     """
     members, weights = _resampled_groups(groups, seed, samples, level)
     counts = _confusion_by_group(gold, predicted, members, weights.shape[1], actions)
-    return _percentile_interval(_macro_f1_of_resamples(counts, weights), level)
+    return _percentile_interval(_macro_f1(np.tensordot(weights, counts, axes=1)), level)
 
 
 def paired_bootstrap_macro_f1_difference(
@@ -78,10 +78,11 @@ def paired_bootstrap_macro_f1_difference(
 ) -> Interval:
     """The bootstrap interval of macro F1 of a minus macro F1 of b, both measured on the same resamples."""
     members, weights = _resampled_groups(groups, seed, samples, level)
-    counts_a = _confusion_by_group(gold, predicted_a, members, weights.shape[1], actions)
-    counts_b = _confusion_by_group(gold, predicted_b, members, weights.shape[1], actions)
-    difference = _macro_f1_of_resamples(counts_a, weights) - _macro_f1_of_resamples(counts_b, weights)
-    return _percentile_interval(difference, level)
+    a, b = (
+        _macro_f1(np.tensordot(weights, _confusion_by_group(gold, p, members, weights.shape[1], actions), axes=1))
+        for p in (predicted_a, predicted_b)
+    )
+    return _percentile_interval(a - b, level)
 
 
 def _macro_f1(confusions: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
@@ -90,11 +91,6 @@ def _macro_f1(confusions: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     named = confusions.sum(axis=-1) + confusions.sum(axis=-2)  # times gold plus times predicted, per action
     f1: npt.NDArray[np.float64] = 2 * correct / np.maximum(named, 1)
     return np.asarray(f1.mean(axis=-1))
-
-
-def _macro_f1_of_resamples(counts: npt.NDArray[np.int64], weights: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Macro F1 of each resample: counts (groups, N, N), weights (samples, groups) to (samples,)."""
-    return _macro_f1(np.tensordot(weights, counts, axes=1))
 
 
 def _resampled_groups(

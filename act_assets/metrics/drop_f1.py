@@ -94,10 +94,22 @@ def official_score(
         raise ValueError(f"gold scale {gold_scale!r} is unknown to the evaluator: use one of {GOLD_SCALES}")
     if not prediction:
         return _NOTHING
-    try:
-        gold_items = _gold_items(gold_answer, answer_type)
-    except OverflowError:
-        return _NOTHING
+    gold_items: list[object] = [gold_answer]
+    if answer_type in _LIST_ANSWERS:
+        if not isinstance(gold_answer, list):
+            raise TypeError(
+                f"the gold answer of type {answer_type!r} must be a list, got {gold_answer!r}: wrap it in one"
+            )
+        gold_items = gold_answer
+    elif answer_type == "count":
+        try:
+            gold_items = [int(gold_answer)]  # type: ignore[call-overload]
+        except OverflowError:
+            return _NOTHING
+        except (TypeError, ValueError) as error:
+            if isinstance(gold_answer, str) and gold_answer.strip().lstrip("+-").isdecimal():
+                return _NOTHING  # too many digits
+            raise ValueError(f"the gold answer of a count must be a whole number, got {gold_answer!r}") from error
     if not gold_items:
         return _NOTHING
     items = _as_list(prediction)
@@ -111,22 +123,6 @@ def official_score(
         return _NOTHING
     best = max(scores, key=lambda score: (score.exact_match, score.f1))
     return Score(best.exact_match, best.exact_match) if answer_type in _NUMBER_ANSWERS else best
-
-
-def _gold_items(answer: object, answer_type: str) -> list[object]:
-    """The items of an annotated answer. Raises OverflowError for a count beyond the limits of int."""
-    if answer_type in _LIST_ANSWERS:
-        if not isinstance(answer, list):
-            raise TypeError(f"the gold answer of type {answer_type!r} must be a list, got {answer!r}: wrap it in one")
-        return answer
-    if answer_type != "count":
-        return [answer]
-    try:
-        return [int(answer)]  # type: ignore[call-overload]
-    except (TypeError, ValueError) as error:
-        if isinstance(answer, str) and answer.strip().lstrip("+-").isdecimal():
-            raise OverflowError("a count with too many digits") from error
-        raise ValueError(f"the gold answer of a count must be a whole number, got {answer!r}") from error
 
 
 def _written(items: Sequence[object], scale: str) -> str:
@@ -152,25 +148,21 @@ def _compare(predicted: Sequence[str], gold: Sequence[str]) -> Score:
     predicted_texts = [_normalised(item) for item in predicted]
     gold_texts = [_normalised(item) for item in gold]
     same = len(predicted_texts) == len(gold_texts) and set(predicted_texts) == set(gold_texts)
-    predicted_bags = [set(text.split()) for text in predicted_texts]
-    gold_bags = [set(text.split()) for text in gold_texts]
-    return Score(float(same), _aligned_f1(predicted_bags, gold_bags))
-
-
-def _aligned_f1(predicted: Sequence[set[str]], gold: Sequence[set[str]]) -> float:
-    """Mean F1 under the best one-to-one alignment; an item left alone counts as 0."""
     size = max(len(predicted), len(gold))
     if size == 0:
-        return math.nan
+        return Score(float(same), math.nan)
+    bags = [set(text.split()) for text in predicted_texts]
+    gold_bags = [set(text.split()) for text in gold_texts]
+    f1 = np.array([[_bag_f1(p, g) for p in bags] for g in gold_bags]).reshape(len(gold), len(predicted))
+    aligned = np.zeros(size)  # an item left alone counts as 0
     if len(predicted) == len(gold) == 1:
-        return float(np.round(_bag_f1(predicted[0], gold[0]), 2))
-    f1 = np.array([[_bag_f1(p, g) for p in predicted] for g in gold]).reshape(len(gold), len(predicted))
-    aligned = np.zeros(size)
-    from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
+        aligned[:] = f1[0]
+    else:
+        from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 
-    rows, columns = linear_sum_assignment(-f1)
-    aligned[rows] = f1[rows, columns]
-    return float(np.round(np.mean(aligned), 2))  # Python's round() gives other values for some means
+        rows, columns = linear_sum_assignment(-f1)
+        aligned[rows] = f1[rows, columns]
+    return Score(float(same), float(np.round(np.mean(aligned), 2)))  # round() gives other values for some means
 
 
 def _bag_f1(predicted: set[str], gold: set[str]) -> float:

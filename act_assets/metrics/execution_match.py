@@ -102,33 +102,29 @@ def _difference(database: Path, gold: Query, predicted: Query | None, timeout_s:
         "predicted": predicted.sql if predicted and not predicted.problem else None,
         "timeout_s": timeout_s,
     }
+    answer: dict[str, Any] = {}
     with lent_worker() as worker:
         try:
             answer = worker.gold(request)
-        except WorkerLostError as lost:
-            raise _gold_error(_loss(lost, timeout_s)) from None
-        if answer["kind"] == "database":
-            raise DataError(
-                f"The database of a gold query {answer['problem']}.",
-                todo="check the folder of databases, or fetch it again",
-            )
-        if answer["problem"]:
-            raise _gold_error(answer["problem"])
-        if predicted is None:
-            return None
-        if predicted.problem:
-            return f"The query does not run: {predicted.problem}."
-        try:
+            if answer["kind"] == "database":
+                raise DataError(
+                    f"The database of a gold query {answer['problem']}.",
+                    todo="check the folder of databases, or fetch it again",
+                )
+            if answer["problem"]:
+                raise _gold_error(answer["problem"])
+            if predicted is None:
+                return None
+            if predicted.problem:
+                return f"The query does not run: {predicted.problem}."
             reason: str | None = worker.receive(timeout_s + GRACE_S)["reason"]
             return reason
         except WorkerLostError as lost:
-            return f"The query does not run: {_loss(lost, timeout_s)}."
-
-
-def _loss(lost: WorkerLostError, timeout_s: float) -> str:
-    if lost.late:
-        return f"it takes longer than {timeout_s:g} s and was stopped"
-    return "the process that ran it died"
+            late = f"it takes longer than {timeout_s:g} s and was stopped"
+            problem = late if lost.late else "the process that ran it died"
+            if not answer:
+                raise _gold_error(problem) from None
+            return f"The query does not run: {problem}."
 
 
 def _gold_error(problem: str) -> DataError:

@@ -85,14 +85,10 @@ class SqlWorker:
                 self._received += more
             line, _, self._received = self._received.partition(b"\n")
             reply: dict[str, Any] = json.loads(line)
-        except TimeoutError:
+        except BaseException as error:
             self.end()
-            raise WorkerLostError(late=True) from None
-        except OSError:
-            self.end()
-            raise WorkerLostError(late=False) from None
-        except BaseException:
-            self.end()
+            if isinstance(error, OSError):
+                raise WorkerLostError(late=isinstance(error, TimeoutError)) from None
             raise
         if reply.get("spent"):
             self.end()

@@ -74,8 +74,9 @@ def read_query(text: str, *, ignore_distinct: bool) -> Query:
             value = value.replace(" ", "")
         elif kind == "this_year":
             value = "2020 "  # the blank keeps it apart from a word that follows the parenthesis
-        elif word == "distinct" and ignore_distinct and not _is_operator(before_last, last):
-            value = " "
+        elif word == "distinct" and ignore_distinct:
+            # It stays in IS [NOT] DISTINCT FROM, and as the `distinct` of t.distinct.
+            value = value if last in ("is", ".") or (before_last, last) == ("is", "not") else " "
         kept.append(value)
         before_last, last = last, word
     if not first:
@@ -94,8 +95,3 @@ def _unreadable(text: str) -> str | None:
     except UnicodeEncodeError:
         return "it holds a lone surrogate, which is no character"
     return "it holds a NUL character" if "\0" in text else None
-
-
-def _is_operator(before_last: str, last: str) -> bool:
-    """Whether DISTINCT after these two tokens belongs to IS [NOT] DISTINCT FROM, or is the `distinct` of t.distinct."""
-    return last in ("is", ".") or (last == "not" and before_last == "is")

@@ -96,7 +96,7 @@ class Database:
         # would be created beside the database, so then it cannot be opened.
         uri = path.as_uri() + ("?mode=ro&readonly_shm=1" if with_wal else "?mode=ro&immutable=1")
         # Without cached statements every query passes the authorizer.
-        self._connection = connection = sqlite3.connect(uri, uri=True, isolation_level=None, cached_statements=0)
+        self.connection = connection = sqlite3.connect(uri, uri=True, isolation_level=None, cached_statements=0)
         try:
             for pragma in ("temp_store = MEMORY", f"hard_heap_limit = {SQLITE_HEAP_BYTES}", "trusted_schema = OFF"):
                 connection.execute(f"PRAGMA {pragma}").fetchall()
@@ -109,27 +109,35 @@ class Database:
             # The first use of a table-valued function asks the authorizer for an UPDATE of sqlite_master.
             with contextlib.suppress(sqlite3.Error):  # a build may lack JSON
                 connection.execute(f"SELECT 1 FROM {name}('[]')").fetchall()  # noqa: S608
-        connection.text_factory = _text
+        connection.text_factory = lambda value: value.decode(errors="ignore")  # as the evaluator reads text
         for name, limit in _LIMITS.items():
             connection.setlimit(getattr(sqlite3, f"SQLITE_LIMIT_{name}"), limit)
         connection.set_authorizer(self._authorize)
         connection.set_progress_handler(self._is_late, STEPS_PER_CHECK)
 
-    def close(self) -> None:
-        self._connection.close()
-
     def run(self, sql: str, timeout_s: float, most_rows: int) -> Result:
         """Fetch at most `most_rows` rows. Raises QueryProblem, and MemoryError."""
         self._deadline = time.monotonic() + timeout_s
         self._refused, self.changing = None, False
+        late = f"it takes longer than {timeout_s:g} s"
+        rows: list[tuple[Any, ...]] = []
+        cells = 0
         try:
-            cursor = self._connection.execute(sql)
+            cursor = self.connection.execute(sql)
             if cursor.description is None:
                 raise QueryProblem("it is no query")
             try:
-                rows = self._fetch(cursor, most_rows)
-                if rows is None:
-                    raise QueryProblem(f"it takes longer than {timeout_s:g} s")
+                while len(rows) < most_rows:
+                    chunk = cursor.fetchmany(min(FETCHED_AT_ONCE, most_rows - len(rows)))
+                    if not chunk:
+                        break
+                    rows += chunk
+                    cells += _cells(chunk)
+                    if cells > MAX_CELLS:
+                        raise QueryProblem(f"its result is larger than {MAX_CELLS:,} cells")
+                    # SQLite itself looks at the clock only where fetching takes it many steps.
+                    if len(rows) < most_rows and self._is_late():
+                        raise QueryProblem(late)
                 return Result(rows, len(cursor.description))
             finally:
                 cursor.close()
@@ -137,24 +145,9 @@ class Database:
             if self._refused:
                 raise QueryProblem(f"not allowed: {self._refused}") from None
             if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT:
-                raise QueryProblem(f"it takes longer than {timeout_s:g} s") from None
-            raise QueryProblem(_short(str(error))) from None
-
-    def _fetch(self, cursor: sqlite3.Cursor, most_rows: int) -> list[tuple[Any, ...]] | None:
-        """At most so many rows; None where they do not come in time, which SQLite sees only if they take it steps."""
-        rows: list[tuple[Any, ...]] = []
-        cells = 0
-        while len(rows) < most_rows:
-            chunk = cursor.fetchmany(min(FETCHED_AT_ONCE, most_rows - len(rows)))
-            if not chunk:
-                break
-            rows += chunk
-            cells += _cells(chunk)
-            if cells > MAX_CELLS:
-                raise QueryProblem(f"its result is larger than {MAX_CELLS:,} cells")
-            if len(rows) < most_rows and self._is_late():
-                return None
-        return rows
+                raise QueryProblem(late) from None
+            text = str(error)
+            raise QueryProblem(text.rstrip(".") if len(text) <= 300 else f"{text[:300]}...") from None
 
     def _is_late(self) -> bool:
         return time.monotonic() > self._deadline
@@ -187,15 +180,17 @@ class Service:
         """The open database, the gold query's result, and whether it was run now."""
         state, database = self._database(path)
         key = (path, state, sql)
-        known = self._results.get(key)
-        if known:
+        if known := self._results.get(key):
             self._results.move_to_end(key)
             return database, known, False
         result = database.run(sql, timeout_s, MAX_GOLD_ROWS + 1)
         if len(result.rows) > MAX_GOLD_ROWS:
             raise QueryProblem(f"its result has more than {MAX_GOLD_ROWS:,} rows")
         if not database.changing:
-            self._remember(key, result)
+            self._results[key] = result
+            self._cells += 1 + _cells(result.rows)
+            while self._cells > MAX_CELLS:
+                self._cells -= 1 + _cells(self._results.popitem(last=False)[1].rows)
         return database, result, True
 
     def reason(
@@ -225,24 +220,20 @@ class Service:
             raise DatabaseProblem("does not exist")
         known = self._open.pop(path, None)
         if known and known[0] != state:
-            known[1].close()
+            known[1].connection.close()
             known = None
         if not known:
-            known = state, _opened(path, with_wal=bool(state[1] and state[1][1]))
+            try:
+                with open(path, "rb") as file:
+                    if file.read(16) != b"SQLite format 3\0":
+                        raise DatabaseProblem("is no SQLite file")
+                known = state, Database(Path(path), with_wal=bool(state[1] and state[1][1]))
+            except (OSError, sqlite3.Error) as error:
+                raise DatabaseProblem(f"cannot be read: {error}") from None
         self._open[path] = known
         while len(self._open) > OPEN_DATABASES:
-            self._open.popitem(last=False)[1][1].close()
+            self._open.popitem(last=False)[1][1].connection.close()
         return known
-
-    def _remember(self, key: tuple[str, object, str], result: Result) -> None:
-        self._results[key] = result
-        self._cells += 1 + _cells(result.rows)
-        while self._cells > MAX_CELLS:
-            self._cells -= 1 + _cells(self._results.popitem(last=False)[1].rows)
-
-
-def _text(value: bytes) -> str:
-    return value.decode(errors="ignore")  # as the evaluator reads text
 
 
 def _cells(rows: list[tuple[Any, ...]]) -> int:
@@ -262,33 +253,15 @@ def _state(path: str) -> tuple[int, int, int] | None:
     return found.st_mtime_ns, found.st_size, found.st_ino
 
 
-def _opened(path: str, *, with_wal: bool) -> Database:
-    try:
-        with open(path, "rb") as file:
-            if file.read(16) != b"SQLite format 3\0":
-                raise DatabaseProblem("is no SQLite file")
-        return Database(Path(path), with_wal=with_wal)
-    except (OSError, sqlite3.Error) as error:
-        raise DatabaseProblem(f"cannot be read: {error}") from None
-
-
-def _short(text: str) -> str:
-    return text.rstrip(".") if len(text) <= 300 else f"{text[:300]}..."
-
-
 def _confine() -> None:
     """Limit this process: no bytes into files, no core dumps, bounded memory."""
     import resource
 
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write then fails instead of ending the process
-    for kind, most in (
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_AS, ADDRESS_SPACE_BYTES),
-    ):
+    limits = {resource.RLIMIT_FSIZE: 0, resource.RLIMIT_CORE: 0, resource.RLIMIT_AS: ADDRESS_SPACE_BYTES}
+    for kind, most in limits.items():
         hard = resource.getrlimit(kind)[1]
-        if hard != resource.RLIM_INFINITY:
-            most = min(most, hard)
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
         try:
             resource.setrlimit(kind, (most, most))
         except (OSError, ValueError):

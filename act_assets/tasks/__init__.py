@@ -36,7 +36,12 @@ def all_tasks() -> Mapping[str, Task]:
         module, _, attribute = place.partition(":")
         tasks[name] = getattr(import_module(module), attribute)
     for point in sorted(entry_points(group=GROUP), key=lambda p: (p.name, p.value)):
-        task = _load(point)
+        try:
+            task = point.load()
+        except Exception as error:  # a foreign module can raise anything
+            raise _unusable(point, f"{type(error).__name__}: {error}") from error
+        if not isinstance(task, Task):
+            raise _unusable(point, f"it names a {type(task).__name__}, not an act_assets.tasks.base.Task")
         if task.name in tasks:
             raise _unusable(point, f"there is a task {task.name} already")
         tasks[task.name] = task
@@ -88,16 +93,6 @@ def data_folder(task: str) -> tuple[Path, str]:
             f"ACT_DATA_DIR is not a folder: {root}", todo="create it, or unset ACT_DATA_DIR to use the sample"
         )
     return (root / task if (root / task).is_dir() else root), "ACT_DATA_DIR"
-
-
-def _load(point: EntryPoint) -> Task:
-    try:
-        task = point.load()
-    except Exception as error:  # a foreign module can raise anything
-        raise _unusable(point, f"{type(error).__name__}: {error}") from error
-    if not isinstance(task, Task):
-        raise _unusable(point, f"it names a {type(task).__name__}, not an act_assets.tasks.base.Task")
-    return task
 
 
 def _unusable(point: EntryPoint, why: str) -> ActError:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -199,9 +200,9 @@ class Task:
         ending = next(a.name for a in self.actions if a.ends_trajectory)
         asked = tuple(replace(turn, readings=()) for turn in conversation.turns)
         ways = [
-            (state_id, (*asked[: position + 1], _answered(turn, reading, ending)))
+            (state_id, (*asked[: position + 1], Turn(f"{turn.turn_id}+", r.reply, r.clear_request, r.goal, ending)))
             for position, turn in enumerate(conversation.turns)
-            for state_id, reading in self.readings(turn)
+            for state_id, r in self.readings(turn)
         ]
         if not all(self.readings(turn) for turn in conversation.turns):
             ways.insert(0, (conversation.conversation_id, asked))
@@ -268,11 +269,6 @@ class Task:
         return tuple(states)
 
 
-def _answered(turn: Turn, reading: Reading, action: str) -> Turn:
-    """The turn that settles a request when it is meant in one way."""
-    return Turn(f"{turn.turn_id}+", reading.reply, reading.clear_request, reading.goal, action)
-
-
 def messages_of(task: Task, turn: TurnState) -> tuple[Message, ...]:
     """The whole prompt p of a turn: system message, then the history."""
     return (Message("system", task.reader.system_message(turn.context)), *turn.history)
@@ -296,24 +292,20 @@ def fit_prompt(
         if fits(messages):
             return messages
     removable = task.reader.removal_order(turn)
-    # The number of blocks to leave out is found by bisection: token counts fall with every block.
-    low, high = 1, len(removable)
-    best: tuple[Message, ...] | None = None
-    while low <= high:
-        middle = (low + high) // 2
-        gone = set(removable[:middle])
-        messages = render(turn.open_request, [b for i, b in enumerate(turn.context) if i not in gone])
-        if fits(messages):
-            best, high = messages, middle - 1
-        else:
-            low = middle + 1
-    if best is None:
+
+    def without(count: int) -> tuple[Message, ...]:
+        gone = set(removable[:count])
+        return render(turn.open_request, [b for i, b in enumerate(turn.context) if i not in gone])
+
+    # Token counts fall with every block that is left out.
+    count = bisect_left(range(len(removable) + 1), True, lo=1, key=lambda number: fits(without(number)))
+    if count > len(removable):
         raise PromptError(
             f"the prompt does not fit {max_tokens} tokens even without its grounding",
             where=turn.where,
             todo="raise policy.max_prompt_tokens in the profile",
         )
-    return best
+    return without(count)
 
 
 def _words(text: str) -> set[str]:

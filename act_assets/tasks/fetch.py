@@ -104,13 +104,13 @@ def states(task: str, entry: Entry, to: Path) -> dict[str, str]:
     if isinstance(entry, ByHand):
         names, absent = _needed(entry, folder)
         return {name: "missing" if name in absent else "there" for name in names}
-    return {file.name: _state(folder / file.name, file.blob) for file in entry.files}
-
-
-def _state(path: Path, blob: str) -> str:
-    if not path.is_file():
-        return "missing"
-    return "there" if file_record(path)[0].git_blob == blob else "there, but not the official file"
+    found = {}
+    for file in entry.files:
+        path = folder / file.name
+        official = path.is_file() and file_record(path)[0].git_blob == file.blob
+        other = "there, but not the official file" if path.is_file() else "missing"
+        found[file.name] = "there" if official else other
+    return found
 
 
 # What is published file by file
@@ -231,25 +231,23 @@ def _unpacked(task: str, entry: ByHand, folder: Path, source: Path | None) -> Pa
 
 
 def _needed(entry: ByHand, folder: Path) -> tuple[list[str], list[str]]:
-    """All that is needed, as far as the questions there tell, and what is missing of it."""
-    databases = {db_id for name in entry.questions if (folder / name).is_file() for db_id in _databases(folder / name)}
+    """All that is needed, as far as the questions there tell, and what is missing of it. Raises DataError where one is
+    no file of questions."""
+    databases: set[str] = set()
+    for path in (folder / name for name in entry.questions if (folder / name).is_file()):
+        try:
+            found = {question["db_id"] for question in json.loads(file_record(path)[1])}
+            if bad := [d for d in found if not isinstance(d, str) or d in ("", ".", "..") or re.search(r"[/\\\0]", d)]:
+                raise ValueError(f"not the name of a database: {bad[0]!r}")
+        except (ValueError, TypeError, KeyError) as error:
+            raise DataError(
+                f"not a file of questions, each with a db_id: {type(error).__name__}: {error}",
+                where=str(path),
+                todo="the file is truncated or another one: unpack the official archive again",
+            ) from error
+        databases |= found
     names = [*entry.listed, *(entry.database.replace("{db_id}", db_id) for db_id in sorted(databases))]
     return names, [name for name in names if not (folder / name).is_file()]
-
-
-def _databases(path: Path) -> set[str]:
-    """The databases that a file of questions names. Raises DataError where it is not such a file."""
-    try:
-        found = {question["db_id"] for question in json.loads(file_record(path)[1])}
-        if bad := [d for d in found if not isinstance(d, str) or d in ("", ".", "..") or re.search(r"[/\\\0]", d)]:
-            raise ValueError(f"not the name of a database: {bad[0]!r}")
-    except (ValueError, TypeError, KeyError) as error:
-        raise DataError(
-            f"not a file of questions, each with a db_id: {type(error).__name__}: {error}",
-            where=str(path),
-            todo="the file is truncated or another one: unpack the official archive again",
-        ) from error
-    return found
 
 
 # Files

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from act_assets.conversation import Conversation
 from resources.errors import DataError
@@ -18,6 +18,8 @@ from resources.errors import DataError
 if TYPE_CHECKING:
     from act_assets.tasks.base import Task
 
+T = TypeVar("T", str, list[Any], dict[str, Any])
+_JSON_NAMES: dict[type, str] = {str: "string", list: "list", dict: "mapping"}
 AGAIN = "fetch the official file again"
 
 
@@ -106,12 +108,17 @@ def read_sides(
     return sides
 
 
-def text_of(mapping: Any, key: str) -> str:
-    """A string that is in a mapping. Raises KeyError, TypeError or ValueError saying what is wrong."""
+def value_of(mapping: Any, key: str, kind: type[T]) -> T:
+    """A value that is in a mapping. Raises KeyError, TypeError or ValueError saying what is wrong."""
     value = mapping[key]
-    if not isinstance(value, str):
-        raise ValueError(f"{key!r} must be a string, not {value!r}")
+    if not isinstance(value, kind):
+        raise ValueError(f"{key!r} must be a {_JSON_NAMES[kind]}, not {value!r}")
     return value
+
+
+def text_of(mapping: Any, key: str) -> str:
+    """A string that is in a mapping. Raises as `value_of` does."""
+    return value_of(mapping, key, str)
 
 
 def malformed(error: Exception, where: str, todo: str) -> DataError:

@@ -75,7 +75,7 @@ LOOSE_ENDS = words(
     "were what when where which who why with"
 )
 _VERBS = words("are did do does has have is was were")
-_QUESTION_WORDS = words("how what when where which who whom whose why")
+QUESTION_WORDS = words("how what when where which who whom whose why")
 STOP_WORDS = LOOSE_ENDS | words(
     "about all also been be both can company company's could did do does during each if into many me more most much "
     "not our out over s some than them then there these they this those under up we whose would you"
@@ -132,7 +132,7 @@ def added(said: str, item: str) -> str:
             start, stop = start - 1, stop - 1  # `sales [APAC in] 2017` is rather `sales [in APAC] in 2017`
         while keys[stop - 1] in LOOSE_ENDS:
             stop -= 1
-        if _QUESTION_WORDS & set(keys[start:stop]) or len(parts) == 2:
+        if QUESTION_WORDS & set(keys[start:stop]) or len(parts) == 2:
             return item
         # `What was the cost` is stated as `What the cost was`: a verb that moved is nothing new.
         moved = _VERBS & set(heard)

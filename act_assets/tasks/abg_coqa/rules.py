@@ -11,6 +11,7 @@ from itertools import pairwise
 
 from act_assets.conversation import ANSWER, CLARIFY, TurnState, Utterance
 from act_assets.tasks.rules import (
+    QUESTION_WORDS,
     STOP_WORDS,
     Draw,
     Rules,
@@ -86,14 +87,13 @@ _ASKED = (
 
 def _statement(question: str, reply: str) -> str:
     """A reply that can be understood without its question."""
-    word = re.match(r"(yes|no)\b[\s,.:;!]*", reply, re.IGNORECASE)
-    agrees = word is not None and word.group(1).lower() == "yes"
-    rest = reply[word.end() :] if word else reply
-    if word and (agrees or not rest):
+    agrees = re.match(r"yes\b", reply, re.IGNORECASE)
+    rest = re.sub(r"^(?:yes|no)\b[\s,.:;!]*", "", reply, flags=re.IGNORECASE)
+    if agrees or not rest:
         for pattern, yes, no in _ASKED:
             if found := pattern.match(question):
                 return f"{yes if agrees else no} {question[found.end() :].rstrip(' ?.')}."
-        return f"{reply} {question}" if not rest else reply
+        return reply if rest else f"{reply} {question}"
     return ended(rest[:1].upper() + rest[1:], ".")
 
 
@@ -107,7 +107,6 @@ _PRONOUN = re.compile(
 _POSSESSIVE = words("his her their its")
 _PEOPLE = words("he she they him them his her their who whom whose")
 _PLACES = words("in at on to from near behind under inside outside into through by over above along")
-_WH = words("what when where which who whom whose why how")
 _AUXILIARIES = words("is are was were do did does has have had can could will would should may might")
 # A story's words that name nothing when they follow an article.
 _NO_THINGS = STOP_WORDS | words(
@@ -130,28 +129,37 @@ def _questions(turn: TurnState, draw: Draw) -> Iterator[str]:
     offered = [f"{a} or {b}" for a, b in (*pairwise(names), *pairwise(things))][:1] if either else []
     mean = [f"Do you mean {p}?" for p in (*restated, *plain)]
     named = [f"Do you mean {x}?" for x in (*offered, *_mixed(names, things, draw))]
-    when = [*_when(sentences, draw)]
+    opening = draw.shuffled("opening", ("after", "before", "when", "before or after"))[0]
+    clauses = draw.shuffled("clause", [c for s in sentences[:8] if (c := _clause(s))])
+    when = [*(f"Do you mean {opening} {clause}?" for clause in clauses), *draw.shuffled("end", _ENDINGS)]
     topics = [*offered, *_mixed(things, names, draw)]
     asks = "Do you want to know" if draw.unit("asks") < 0.2 else "Are you asking"
-    asking = [f"{asks} {p}?" for p in plain if p.split()[0].lower() in _WH]
+    asking = [f"{asks} {p}?" for p in plain if p.split()[0].lower() in QUESTION_WORDS]
     asking += [f"{draw.shuffled('about', _ABOUT)[0]} {x}?" for x in topics]
-    short = [*_short(request, draw)]
+    pronoun = next((m.group().lower() for m in _PRONOUN.finditer(request)), "")
+    by = draw.shuffled("by", ("by", "with"))[0] if pronoun in _PEOPLE else ""
+    meant = f'Who are you referring to {by} "{pronoun}"?' if by else f'What do you mean by "{pronoun}"?'
+    asked = next((w for w in map(bare, request.split()) if w in QUESTION_WORDS), "")
+    openings = draw.shuffled("short", ("When", "Where", "Who", "After what", "What are you referring to"))
+    short = [*([meant] if pronoun else []), *(f"{word}?" for word in openings if word.lower() != asked)]
+    orders = (
+        (0.30, [mean, named, when]),
+        (0.54, [named, when, mean]),
+        (0.73, [when, mean, named]),
+        (0.91, [asking, mean, named]),
+        (1.00, [short, mean, named]),
+    )
     chance = draw.unit("question")
-    if chance < 0.30:
-        order = [mean, named, when]
-    elif chance < 0.54:
-        order = [named, when, mean]
-    elif chance < 0.73:
-        order = [when, mean, named]
-    elif chance < 0.91:
-        order = [asking, mean, named]
-    else:
-        order = [short, mean, named]
-    for group in (*order, when, short):
+    for group in (*next(order for most, order in orders if chance < most), when, short):
         yield from group
     yield "Do you mean at the beginning of the story or at the end?"
 
 
+_ENDINGS = (
+    "Do you mean at the beginning of the story?",
+    "Do you mean at the end of the story?",
+    "Do you mean at the beginning or at the end?",
+)
 _ABOUT = ("Are you asking about", "Are you asking about", "Are you referring to", "Are you talking about")
 
 
@@ -175,20 +183,6 @@ def _mixed(one: Sequence[str], other: Sequence[str], draw: Draw) -> list[str]:
     return [*first[:3], *second[:3], *first[3:], *second[3:]]
 
 
-def _when(sentences: Sequence[str], draw: Draw) -> Iterator[str]:
-    opening = draw.shuffled("opening", ("after", "before", "when", "before or after"))[0]
-    for clause in draw.shuffled("clause", [c for s in sentences[:8] if (c := _clause(s))]):
-        yield f"Do you mean {opening} {clause}?"
-    yield from draw.shuffled(
-        "end",
-        (
-            "Do you mean at the beginning of the story?",
-            "Do you mean at the end of the story?",
-            "Do you mean at the beginning or at the end?",
-        ),
-    )
-
-
 _CLAUSE = re.compile(
     r"(?P<subject>(?:He|She|They|It|The \w+|[A-Z][a-z]+)) (?P<verb>\w+(?:ed|id|ent|aw|as|ook|ame|ound))\b"
 )
@@ -206,18 +200,6 @@ def _clause(sentence: str) -> str:
     text = " ".join(clause)
     common = pronoun or found["subject"].startswith("The ")  # only a name keeps its capital
     return "" if len(clause) < 3 else lower_first(text) if common else text
-
-
-def _short(request: str, draw: Draw) -> Iterator[str]:
-    pronoun = next((m.group().lower() for m in _PRONOUN.finditer(request)), "")
-    if pronoun in _PEOPLE:
-        yield f'Who are you referring to {draw.shuffled("by", ("by", "with"))[0]} "{pronoun}"?'
-    elif pronoun:
-        yield f'What do you mean by "{pronoun}"?'
-    asked = next((w for w in map(bare, request.split()) if w in _WH), "")
-    for word in draw.shuffled("short", ("When", "Where", "Who", "After what", "What are you referring to")):
-        if word.lower() != asked:
-            yield f"{word}?"
 
 
 # Answers: names, times, numbers, places or things near the words of the request, as short as the annotated ones.
@@ -264,16 +246,11 @@ def _answers(turn: TurnState, draw: Draw) -> Iterator[str]:
         groups = [[_short_of(r) for r in _matches(_REASON, sentences)], things]
     else:
         groups = [_mixed(things, names, draw)]
+    chance = draw.unit("written")  # as annotated: every ninth answer is a sentence, every seventh has a capital besides
     for group in (*groups, things, names, [_short_of(s) for s in sentences], ("yes", "no", "unknown")):
         for answer in group:
-            yield _written(answer, draw)
-
-
-def _written(answer: str, draw: Draw) -> str:
-    """As annotated: every ninth answer is a sentence, every seventh begins with a capital besides."""
-    chance = draw.unit("written")
-    text = answer.strip(" ,;:.-—'\"“”‘’()")
-    return f"{text[:1].upper()}{text[1:]}{'.' if chance < 0.11 else ''}" if chance < 0.25 else text
+            text = answer.strip(" ,;:.-—'\"“”‘’()")
+            yield f"{text[:1].upper()}{text[1:]}{'.' if chance < 0.11 else ''}" if chance < 0.25 else text
 
 
 def _matches(pattern: re.Pattern[str], sentences: Sequence[str]) -> list[str]:
@@ -311,13 +288,12 @@ def _ranked(turn: TurnState, draw: Draw) -> list[str]:
     """The story's sentences, those that share most words with the request and the exchange before it first."""
     asked = content_words(open_request(turn))
     before = content_words(" ".join(m.content for m in turn.history[max(0, turn.open_request - 2) : turn.open_request]))
-    texts = [b.text for b in turn.context]
 
     def rank(text: str) -> tuple[float, float]:
         own = content_words(text)
         return -(len(asked & own) + 0.5 * len(before & own)), draw.unit(f"sentence|{text}")
 
-    return sorted(dict.fromkeys(texts), key=rank)
+    return sorted(dict.fromkeys(b.text for b in turn.context), key=rank)
 
 
 _CAPITALISED = r"[A-Z][\w’'-]*[^\W\d_](?!\w)"
@@ -332,13 +308,10 @@ def _names(turn: TurnState) -> list[str]:
         for found in _NAME.finditer(block.text):
             at_head = not re.search(r"[\w,;] $", block.text[: found.start()])
             name = re.sub(r"[’']s?$", "", found.group())
-            if re.sub(r"[’'].*", "", bare(name.split()[0])) in _NO_THINGS | _WH:
+            if re.sub(r"[’'].*", "", bare(name.split()[0])) in _NO_THINGS | QUESTION_WORDS:
                 name = name.partition(" ")[2]
-            if (
-                len(name) > 2
-                and not (name.isupper() and (len(name) > 4 or set(name) <= set("IVXL")))
-                and not _TIME.fullmatch(name)
-            ):
+            shouted = name.isupper() and (len(name) > 4 or set(name) <= set("IVXL"))
+            if len(name) > 2 and not shouted and not _TIME.fullmatch(name):
                 (heads if at_head else inside).append(name)
     known = {w for n in inside for w in n.split()}
     return list(dict.fromkeys([*inside, *(n for n in heads if set(n.split()) <= known)]))

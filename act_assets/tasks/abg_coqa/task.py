@@ -34,7 +34,7 @@ from act_assets.conversation import (
 from act_assets.metrics.similarity import Embedder, similarities
 from act_assets.tasks.abg_coqa.rules import AbgCoqaRules, clear_request
 from act_assets.tasks.base import Scores, Task, TaskData, TaskJudge, TaskReader, Tools
-from act_assets.tasks.files import AGAIN, malformed, read_items, read_sides, text_of
+from act_assets.tasks.files import AGAIN, malformed, read_items, read_sides, text_of, value_of
 from act_assets.tasks.rules import one_line
 from resources.errors import ActError
 
@@ -102,9 +102,9 @@ def _conversation(item: Any) -> Conversation:
 
 
 def _turn(item: dict[str, Any], item_id: str) -> Turn:
-    target = _mapping(item, "target_turn")
+    target = value_of(item, "target_turn", dict)
     question, answer = _said(target, "question"), _reference(target, "answer")
-    clarification, second = _mapping(item, "clarification_turn"), item.get("clarification_turn_2") or {}
+    clarification, second = value_of(item, "clarification_turn", dict), item.get("clarification_turn_2")
     ambiguity = text_of(item, "ambiguity")
     if ambiguity == "non_ambiguous":
         if clarification or second:
@@ -118,24 +118,20 @@ def _turn(item: dict[str, Any], item_id: str) -> Turn:
     if second:
         # A second annotator's question about the same ambiguity. Its answers cut the same meanings in another way:
         # they make no further trajectories.
-        other = _reference(_mapping(item, "clarification_turn_2"), "question", "question").text
+        other = _reference(value_of(item, "clarification_turn_2", dict), "question", "question").text
         asked = replace(asked, alternatives=() if other == asked.text else (other,))
     readings = []
     for k, given in enumerate(_mappings(clarification, "answers"), start=1):
         for key in ("clr_ans", "org_ans"):
             if not given.get(key):
                 raise ValueError(f"an answer without clarification: answer {k} has no {key!r}")
-        reply = _said(given, "clr_ans")
-        readings.append(Reading(reply, clear_request(question, asked.text, reply), _goal(given)))
+        reply, goal = _said(given, "clr_ans"), _reference(given, "org_ans")
+        others = (one_line(text_of(given, k)) for k in ("org_ans_2", "org_ans_3") if given.get(k) is not None)
+        goal = replace(goal, alternatives=tuple(o for o in dict.fromkeys(others) if o and o != goal.text))
+        readings.append(Reading(reply, clear_request(question, asked.text, reply), goal))
     if not readings:
         raise ValueError("an ambiguous item without answers to its clarification")
     return Turn(item_id, question, question, asked, CLARIFY.name, tuple(readings))
-
-
-def _goal(given: dict[str, Any]) -> Reference:
-    goal = _reference(given, "org_ans")
-    others = (one_line(text_of(given, k)) for k in ("org_ans_2", "org_ans_3") if given.get(k) is not None)
-    return replace(goal, alternatives=tuple(o for o in dict.fromkeys(others) if o and o != goal.text))
 
 
 def _reference(mapping: dict[str, Any], key: str, kind: str = "") -> Reference:
@@ -149,13 +145,6 @@ def _said(mapping: Any, key: str) -> str:
     if not text:
         raise ValueError(f"{key!r} is blank")
     return text
-
-
-def _mapping(mapping: Any, key: str) -> dict[str, Any]:
-    value = mapping[key]
-    if not isinstance(value, dict):
-        raise ValueError(f"{key!r} must be a mapping, not {value!r}")
-    return value
 
 
 def _mappings(mapping: Any, key: str) -> list[dict[str, Any]]:

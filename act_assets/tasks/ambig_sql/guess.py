@@ -32,11 +32,10 @@ def guesses(request: str, tables: Sequence[Table], draw: Draw) -> Iterator[str]:
     """Queries in the order in which they fit; many of them, none twice."""
     ranked = [t for t in by_overlap(request, tables, draw) if t.columns]
     seen: set[str] = set()
-    for table in ranked:
-        for sql in _of_table(request, table, ranked, draw):
-            if sql not in seen:
-                seen.add(sql)
-                yield sql
+    for sql in (sql for table in ranked for group in _of_table(request, table, ranked, draw) for sql in group):
+        if sql not in seen:
+            seen.add(sql)
+            yield sql
 
 
 def by_overlap(request: str, tables: Sequence[Table], draw: Draw) -> list[Table]:
@@ -57,11 +56,14 @@ def same_query(one: str, other: str) -> bool:
     return plain(one) == plain(other)
 
 
-def _of_table(request: str, table: Table, tables: Sequence[Table], draw: Draw) -> Iterator[str]:
-    """Queries about one table; the shape that the request suggests comes first."""
+def _of_table(request: str, table: Table, tables: Sequence[Table], draw: Draw) -> list[list[str]]:
+    """Queries about one table by shape; the shape that the request suggests comes first."""
     source = quoted(table.name)
-    columns = _columns(request, table, draw)
-    named = [c for c in columns if stems(c.natural) & stems(request)][:3]
+    said = stems(request)
+    columns = sorted(
+        table.columns, key=lambda c: (-len(said & stems(c.natural)), draw.unit(f"column|{table.name}|{c.name}"), c.name)
+    )
+    named = [c for c in columns if stems(c.natural) & said][:3]
     shown = [c for c in columns if c.name not in _keys(table)] or columns
     numbers = [c for c in shown if c.type == "number"] or [c for c in columns if c.type == "number"]
     picked = named or shown[: 1 + int(draw.unit("more columns") < 0.5)]
@@ -97,15 +99,7 @@ def _of_table(request: str, table: Table, tables: Sequence[Table], draw: Draw) -
     fits = [group for fit, group in suggested if fit] if draw.unit("suggested") < 0.75 else []
     others = [group for _, group in suggested if group not in fits]
     others.sort(key=lambda group: draw.unit(group[0] if group else ""))
-    for group in [*fits, plain, *others]:
-        yield from group
-
-
-def _columns(request: str, table: Table, draw: Draw) -> list[Column]:
-    said = stems(request)
-    return sorted(
-        table.columns, key=lambda c: (-len(said & stems(c.natural)), draw.unit(f"column|{table.name}|{c.name}"), c.name)
-    )
+    return [*fits, plain, *others]
 
 
 def _keys(table: Table) -> set[str]:

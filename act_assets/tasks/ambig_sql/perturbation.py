@@ -15,7 +15,6 @@ from act_assets.tasks.ambig_sql.phrases import (
     END_THERE,
     NO_THAT,
     THERE,
-    Noun,
     Reading,
     SchemaNames,
     broken,
@@ -53,24 +52,23 @@ _OPENINGS = ("Tell me about", "Give me information about", "I want to know about
 
 def _mask_information(question: str, facts: QueryFacts, names: SchemaNames, draw: Draw) -> Perturbed | None:
     reading = read(question, facts, names)
-    if reading is None or reading.noun.possessive or broken(reading.noun):
+    if reading is None or broken(reading.noun):
         return None
     noun = reading.noun
     rest = _as_clause(reading)
     # `Show the carriers that ...`: of the values of a column there is little to know but themselves.
     tables = known_nouns((*names.tables, *facts.tables))
     column = known_nouns(facts.selected) - tables
-    if reading.form in ("listed", "which") and {stem(w) for w in noun.head.split()[-2:]} & column:
+    # `these names` or `the names of ...` as a population would still hold what is wanted.
+    *_, last = parts = [stem(w) for w in noun.head.split()[-2:]]
+    if reading.form in ("listed", "which") and (column.intersection(parts) or last in _ATTRIBUTES):
         return None
     # Who asks for all columns is answered by `tell me about`.
     if rest is None or not (facts.selected or facts.aggregates):
         return None
-    about = f"{_article(noun)}{noun.phrase}"
+    article = "the" if noun.determiner in ("", "any", "some", "a", "an", "any of the") else noun.determiner
     opening = draw.shuffled("opening", _OPENINGS)[0]
-    request = f"{opening} {about} {rest}".strip().rstrip(" ,") + "."
-    # `these names` or `the names of ...` as a population would still hold what is wanted.
-    if reading.form in ("listed", "which") and stem(noun.head.split()[-1]) in _ATTRIBUTES:
-        return None
+    request = f"{opening} {article} {noun.phrase} {rest}".strip().rstrip(" ,") + "."
     this = "these" if noun.plural else "this"
     head = noun.head.lower()
     figure = ", or do you need a figure about them" if noun.plural else ""
@@ -86,26 +84,18 @@ def _mask_information(question: str, facts: QueryFacts, names: SchemaNames, draw
 _ATTRIBUTES = words("age amount code date description detail email id name number phone price title year")
 
 
-def _article(noun: Noun) -> str:
-    if noun.determiner in ("", "any", "some", "a", "an", "any of the"):
-        return "the "
-    return f"{noun.determiner} "
-
-
 def _as_clause(reading: Reading) -> str | None:
     """What follows the noun, such that it restricts it: `play football` becomes `that play football`."""
     rest = reading.noun.rest
     if reading.form in ("asked", "listed", "counted"):
         return rest
-    if reading.form == "how many" and THERE.match(rest.lower()):
+    if reading.form == "how many" and (not rest or THERE.match(rest.lower())):
         return ""
-    if reading.form == "how many":
-        opened = ARE_THERE.sub("", rest)
-        if opened != rest:
-            return opened
-    first = rest.split()[0].lower() if rest else ""
-    if not first:
-        return "" if reading.form == "how many" else None
+    if reading.form == "how many" and ARE_THERE.match(rest):
+        return ARE_THERE.sub("", rest)
+    if not rest:
+        return None
+    first = rest.split()[0].lower()
     closed = END_THERE.sub("", rest)
     if first in NO_THAT or (first.endswith(("ed", "ing")) and closed != rest):
         # `students in room 1 have a pet`: the verb comes later, and the words before it are no clause of their own

@@ -45,11 +45,7 @@ class Noun:
         last = self.head.split()[-1].lower()
         if last in EITHER_NUMBER:
             return self.determiner not in ("the", "a", "an", "each", "every")
-        return stem(last) != last
-
-    @property
-    def possessive(self) -> bool:
-        return "'" in self.phrase or "’" in self.phrase
+        return is_plural(last)
 
     @property
     def phrase(self) -> str:
@@ -79,6 +75,19 @@ def stem(word: str) -> str:
     if word.endswith(("sses", "xes", "ches", "shes", "zzes")):
         return word[:-2]
     return word.removesuffix("s")
+
+
+def is_plural(noun: str) -> bool:
+    """Whether the last word of a noun is a plural."""
+    last = noun.split()[-1].lower()
+    return stem(last) != last
+
+
+def plural(noun: str) -> str:
+    """The regular plural of a noun."""
+    if re.search(r"[^aeiou]y$", noun):
+        return f"{noun[:-1]}ies"
+    return f"{noun}es" if noun.endswith(("s", "x", "ch", "sh")) else f"{noun}s"
 
 
 def stems(text: str) -> set[str]:
@@ -153,9 +162,8 @@ def noun_phrase(text: str, nouns: set[str], *, before_verb: bool = False) -> Nou
     following = tokens[end] if end < len(tokens) else ""
     head_end = re.search(r"\W$", tokens[end - 1])
     named = determiner == "the" and not _closes(tokens[end - 1]) and following[:1].isupper()  # `the browser Safari`
-    if following and not (head_end or named or _begins_something(following, before_verb)):
-        return None
-    if head_end and following:  # a comma after the noun: more than a plain phrase
+    # After a comma comes more than a plain phrase.
+    if following and (head_end or not (named or _begins_something(following, before_verb))):
         return None
     start = end - 1
     while (
@@ -173,7 +181,7 @@ def noun_phrase(text: str, nouns: set[str], *, before_verb: bool = False) -> Nou
 
 def _closes(word: str) -> bool:
     """A plural is the last of its phrase: in `patients stay` the second is a verb, whatever the schema calls `stay`."""
-    return stem(word) != word.lower() and word.lower() not in _PLURAL_MODIFIERS
+    return is_plural(word) and word.lower() not in _PLURAL_MODIFIERS
 
 
 def _unknown_noun(tokens: list[str]) -> int:
@@ -190,11 +198,8 @@ def _unknown_noun(tokens: list[str]) -> int:
 
 def _begins_something(word: str, before_verb: bool) -> bool:
     plain = word.lower().rstrip(",")
-    if (
-        plain in _BOUNDARY
-        or plain[0] in "\"'“‘"
-        or (re.fullmatch(r"[a-z]{3,}(?:ed|ing)", plain) and plain not in words("building king"))
-    ):
+    participle = re.fullmatch(r"[a-z]{3,}(?:ed|ing)", plain) and plain not in ("building", "king")
+    if participle or plain in _BOUNDARY or plain[0] in "\"'“‘":
         return True
     if stem(plain) in _ATTRIBUTES:
         return False
@@ -222,11 +227,7 @@ _ALL_ABOUT = re.compile(
     r"(?P<link>about|regarding|on|for|of) ",
     re.IGNORECASE,
 )
-COUNT = re.compile(
-    rf"^(?:(?:{_SHOW}|{_ASK}|count) (?:the )?(?:total )?(?:number|count) of|count)"
-    r"\b\s*",
-    re.IGNORECASE,
-)
+COUNT = re.compile(rf"^(?:(?:{_SHOW}|{_ASK}|count) (?:the )?(?:total )?(?:number|count) of|count)\b\s*", re.IGNORECASE)
 HOW_MANY = re.compile(rf"^(?:(?:{_SHOW} )?how many)\s+", re.IGNORECASE)
 WHICH = re.compile(r"^(?:which|what)\s+(?!is\b|are\b|was\b|were\b)", re.IGNORECASE)
 # After an `and` that is followed by one of these more is asked for than what the noun phrase began.
@@ -237,11 +238,6 @@ _MORE = re.compile(
     r"|\b(?:respective(?:ly)?|corresponding|their sex|as well as|along with|together with|for each|of each|per)\b",
     re.IGNORECASE,
 )
-
-
-def asks_more(rest: str) -> bool:
-    """Whether the text after a population asks for something further."""
-    return _MORE.search(unquoted(rest)) is not None or re.search(r"[?;:]", unquoted(rest)) is not None
 
 
 def unquoted(text: str) -> str:
@@ -266,24 +262,30 @@ class Reading:
 
 
 def read(question: str, facts: QueryFacts, names: SchemaNames) -> Reading | None:
-    """The reading of a request, or None where it is not sure. What follows the noun may be `broken`."""
+    """The reading of a request, or None where it is not sure or its noun a possessive. What follows the noun may be
+    `broken`."""
     sentences = re.split(r"(?<=[?.!])\s+(?=[A-Z])", " ".join(question.split()))
-    if len(sentences) > 2:
-        return None
-    text = _sentence(sentences[0])
-    extra = _sentence(sentences[1]) if len(sentences) == 2 else ""
-    if extra and not re.match(_SHOW, extra, re.IGNORECASE):
+    # Without the mark at the end, within quotes too.
+    text, *others = (re.sub(r"[?.!](?=[\"”']$)", "", re.sub(r"[\s?.!]+$", "", s.strip())) for s in sentences)
+    extra = " ".join(others)
+    if len(others) > 1 or (extra and not re.match(_SHOW, extra, re.IGNORECASE)):
         return None
     tables = known_nouns((*names.tables, *facts.tables))
     # What `List the total revenue ...` lists is no revenue but a sum: the names of columns name what is listed only
     # where rows or their number are asked for.
     nouns = tables | (set() if facts.aggregates and not COUNTED.search(text) else known_nouns(facts.selected))
     reading = _read(text, tables or nouns, nouns)
-    if reading is None or asks_more(reading.noun.rest) or not _plain(reading.asked):
+    if reading is None or not _plain(reading.asked) or re.search("['’]", reading.noun.phrase):
+        return None
+    rest = unquoted(reading.noun.rest)
+    if _MORE.search(rest) or re.search(r"[?;:]", rest):
         return None
     if reading.form in ("how many", "counted") and not facts.counts:
         return None  # a sum over a column, which is no number of things
     return replace(reading, extra=extra)
+
+
+_LISTS_OF = re.compile(r"\b(?:of|for) (?:(?:all|the|each|every) )*([a-z]+(?: [a-z]+)?),? and\b|\bcorresponding\b")
 
 
 def _read(text: str, tables: set[str], nouns: set[str]) -> Reading | None:
@@ -301,7 +303,9 @@ def _read(text: str, tables: set[str], nouns: set[str]) -> Reading | None:
             return _reading("listed", lead, noun)
         for link in re.finditer(r"\s(of|for|in|from|across|by)\s", body):
             asked = body[: link.start()]
-            if _lists_of(asked, tables):
+            # `names of climbers and names` (of mountains) names what its own things are of
+            owners = _LISTS_OF.findall(asked)
+            if any(not owner or stem(owner.split()[-1]) in tables for owner in owners):
                 return None
             if link.group(1) not in ("of", "for") and re.search(r"\b(?:of|for)\b", asked):
                 return None  # rather of what came before: `the name of a player from Spain`
@@ -317,16 +321,6 @@ def _read(text: str, tables: set[str], nouns: set[str]) -> Reading | None:
 
 def _reading(form: str, lead: str, noun: Noun | None, asked: str = "", link: str = "") -> Reading | None:
     return Reading(form, lead.strip(), asked, link, noun) if noun else None
-
-
-def _lists_of(asked: str, tables: set[str]) -> bool:
-    """Whether `asked` names what its own things are of: `names of climbers and names` (of mountains)."""
-    for match in re.finditer(
-        r"\b(?:of|for) (?:(?:all|the|each|every) )*([a-z]+(?: [a-z]+)?),? and\b|\bcorresponding\b", asked
-    ):
-        if not match.group(1) or stem(match.group(1).split()[-1]) in tables:
-            return True
-    return False
 
 
 def _plain(asked: str) -> bool:
@@ -347,14 +341,8 @@ _STOPS_SHORT = re.compile(r"\b(?:who|that|which|with|of|and|or|the|by) ?$|\bwho 
 
 def broken(noun: Noun) -> bool:
     """English that went wrong in the request itself: `students who has`, a clause or bracket that does not end."""
-    if (_DISAGREES if noun.plural else _DISAGREES_SINGULAR).match(noun.rest):
-        return True
-    return bool(_STOPS_SHORT.search(noun.rest)) or noun.rest.count("(") != noun.rest.count(")")
-
-
-def _sentence(text: str) -> str:
-    text = re.sub(r"[\s?.!]+$", "", text.strip())
-    return re.sub(r"[?.!](?=[\"”']$)", "", text)
+    disagrees = (_DISAGREES if noun.plural else _DISAGREES_SINGULAR).match(noun.rest)
+    return bool(disagrees or _STOPS_SHORT.search(noun.rest)) or noun.rest.count("(") != noun.rest.count(")")
 
 
 # What follows the noun of a `how many`.

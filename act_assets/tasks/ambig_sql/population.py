@@ -38,20 +38,15 @@ def mask_population(question: str, facts: QueryFacts, names: SchemaNames, draw: 
     if twin := _mask_owner(question, facts, names, draw):
         return twin
     reading = read(question, facts, names)
-    if reading is None or reading.noun.possessive:
+    if reading is None:
         return None
     noun = reading.noun
     # `documents with document type code 3` names the documents twice, the second time for nothing
     owner = rf"\b{re.escape(stem(noun.head.split()[-1]))} (?=(?:code|id|name|number|type)\b)"
     reading = replace(reading, noun=replace(noun, rest=re.sub(owner, "", noun.rest)))
-    request = None
-    kept = (
-        _tells_nothing(reading.noun, names)
-        and not broken(noun)
-        and not re.match(r"(?:of|for)\b", noun.rest, re.IGNORECASE)
-    )
-    if kept:
-        request = _open(_with_restrictions(reading), reading, facts, names)
+    starts_with_of = re.match(r"(?:of|for)\b", noun.rest, re.IGNORECASE)
+    kept = _tells_nothing(reading.noun, names) and not broken(noun) and not starts_with_of
+    request = _open(_with_restrictions(reading), reading, facts, names) if kept else None
     if request is None:
         kept = not noun.rest and plain_modifiers(noun)
         request = _open(_without_restrictions(reading, draw), reading, facts, names)
@@ -70,10 +65,8 @@ def _open(text: str | None, reading: Reading, facts: QueryFacts, names: SchemaNa
         capital(s) + ("?" if re.match(r"(?:how|which|what|who|wat)\b", s, re.IGNORECASE) else ".") for s in sentences
     )
     masked = {stem(w) for w in reading.noun.head.split()}
-    said = stems(request)
-    if masked & said or any(s.startswith(m) for s in said for m in masked if len(m) > 3):
-        return None
-    if re.search(r"\b(?:it|itself)\b|[A-Za-z]_[A-Za-z]| \.", request):
+    told = any(s == m or (s.startswith(m) and len(m) > 3) for s in stems(request) for m in masked)
+    if told or re.search(r"\b(?:it|itself)\b|[A-Za-z]_[A-Za-z]| \.", request):
         return None
     asked = " ".join(without(text, reading.noun) or "" for text in (reading.asked, reading.extra))
     return request if _shared(asked, names) and _fits_several(request, masked, facts, names) else None
@@ -105,9 +98,8 @@ def _tells_nothing(noun: Noun, names: SchemaNames) -> bool:
     placed = said & _PLACED or {w.lower() for w in plain.split()} & _PLACED
     in_places = bool(placed) and sum(bool(column & _PLACES) for column in columns) > 1
     rest = said - several - _PLACED
-    return not rest and (
-        in_places or (not placed and bool(stems(plain) & (several | {"name", "id", "named", "called"})))
-    )
+    named = not placed and stems(plain) & (several | words("name id named called"))
+    return not rest and bool(in_places or named)
 
 
 def _shared(asked: str, names: SchemaNames) -> bool:
@@ -163,9 +155,12 @@ def _fits_several(request: str, masked: set[str], facts: QueryFacts, names: Sche
 def _with_restrictions(reading: Reading) -> str | None:
     noun = reading.noun
     if reading.form == "how many":
-        return _how_many(noun)
+        return _how_many(noun) if noun.plural else None
     if reading.form == "which":
-        return _which(noun)
+        if noun.determiner or re.match(r"(?:is|are|was|were) the\b|$", noun.rest):
+            return None
+        one = "ones" if noun.plural else "one"
+        return None if noun.rest.split()[0].lower() in NO_THAT else f"Which {one} {noun.rest}"
     if reading.form == "counted":
         counted = replace(noun, rest=re.sub(r"^(?:in total|there are)$", "", noun.rest))
         return f"Count {_ones(counted)}" if noun.plural else None
@@ -194,8 +189,6 @@ def _ones(noun: Noun) -> str:
 
 def _how_many(noun: Noun) -> str | None:
     rest = noun.rest
-    if not noun.plural:
-        return None
     if not rest or rest in ("in total", "total"):
         return "How many are there"
     if THERE.match(rest.lower()):
@@ -210,15 +203,6 @@ def _how_many(noun: Noun) -> str | None:
     if first in ("do", "does", "did") and rest.split()[1:2] != ["not"]:
         return None if rest.endswith((" has", " had", " took")) else f"How many {rest}"  # `does the course has`
     return f"How many of them {rest}"
-
-
-def _which(noun: Noun) -> str | None:
-    rest = noun.rest
-    if not rest or noun.determiner or rest.split()[0].lower() in NO_THAT:
-        return None
-    if re.match(r"(?:is|are|was|were) the\b", rest):
-        return None
-    return f"Which {'ones' if noun.plural else 'one'} {rest}"
 
 
 def _agreeing(lead: str, asked: str) -> str:

@@ -8,7 +8,17 @@ from __future__ import annotations
 
 import re
 
-from act_assets.tasks.ambig_sql.phrases import AUXILIARY, EITHER_NUMBER, SchemaNames, known_nouns, stem, stems
+from act_assets.tasks.ambig_sql.phrases import (
+    AUXILIARY,
+    EITHER_NUMBER,
+    SchemaNames,
+    capital,
+    is_plural,
+    known_nouns,
+    plural,
+    stem,
+    stems,
+)
 from act_assets.tasks.ambig_sql.strategy import Perturbed, QueryFacts
 from act_assets.tasks.rules import Draw, words
 
@@ -20,7 +30,8 @@ def mask_presentation(question: str, facts: QueryFacts, names: SchemaNames, draw
     # A column `rank` would settle what ranks first.
     comes = "come" if re.search(r"\brank", " ".join(names.columns), re.IGNORECASE) else "rank"
     nouns = known_nouns(names.tables) | known_nouns(facts.selected)
-    text = _typed(question)
+    text = re.sub(r"\s+([,.?;])", r"\1", " ".join(question.split()))
+    text = re.sub(r"[\s?.!]+$", "", text)
     if facts.limit is not None and facts.ordered:
         return _mask_superlative(text, nouns, comes, facts.limit, draw)
     if facts.ordered:
@@ -28,12 +39,6 @@ def mask_presentation(question: str, facts: QueryFacts, names: SchemaNames, draw
     if facts.grouped:
         return _mask_group(text, draw)
     return None
-
-
-def _typed(question: str) -> str:
-    """One space between words, none before punctuation, no mark at the end."""
-    text = re.sub(r"\s+([,.?;])", r"\1", " ".join(question.split()))
-    return re.sub(r"[\s?.!]+$", "", text)
 
 
 _ASKS = re.compile(
@@ -44,9 +49,8 @@ _ASKS = re.compile(
 
 def _finished(text: str) -> str:
     text = re.sub(r"\s+([,.?;])", r"\1", " ".join(text.split())).strip(" ,;")
-    text = text[:1].upper() + text[1:]
-    last = re.split(r"(?<=[?.!])\s+(?=[A-Z])", text)[-1]
-    return text + ("?" if _ASKS.match(last) else ".")
+    last = re.split(r"(?<=[?.!])\s+(?=[A-Z])", capital(text))[-1]
+    return capital(text) + ("?" if _ASKS.match(last) else ".")
 
 
 # Ordering
@@ -97,10 +101,10 @@ _STILL_ORDERED = re.compile(
 
 def _mask_order(text: str, draw: Draw) -> Perturbed | None:
     phrase = draw.shuffled("order", _ORDERS)[0]
-    rest = ""
-    if match := _SORT_SENTENCE.search(text):
-        kept, rest = text[: match.start()], "Sort the results."
-        request = f"{_finished(kept)} {rest}"
+    sentence = _SORT_SENTENCE.search(text)
+    if sentence:
+        kept = text[: sentence.start()]
+        request = f"{_finished(kept)} Sort the results."
     elif match := _SORT_FIRST.match(text):
         kept = f"{match.group('verb')} {match.group('what')}"
         request = _finished(kept)
@@ -112,9 +116,9 @@ def _mask_order(text: str, draw: Draw) -> Perturbed | None:
         request = _finished(f"{kept}, {phrase}" if "," in match.group()[:2] else f"{kept} {phrase}")
     else:
         return None
-    if (_trails(text[len(kept) :].lstrip(" ,.?;")) and not rest) or re.search(r"\bthe each\b|\w[.?] ", kept):
+    if not sentence and _TRAILS.search(text[len(kept) :].lstrip(" ,.?;")):
         return None
-    if len(kept.split()) < 3 or _STILL_ORDERED.search(kept):
+    if len(kept.split()) < 3 or re.search(r"\bthe each\b|\w[.?] ", kept) or _STILL_ORDERED.search(kept):
         return None
     return Perturbed(request, draw.shuffled("question", ORDER_QUESTIONS)[0])
 
@@ -162,10 +166,42 @@ _HOW_MANY_EACH = re.compile(
 )
 
 
+_LIVE_IN = re.compile(
+    r"^(how many (?:[a-z]+ )?[a-z]+s) (?:live|are|work|study|come|belong) (?:in|to|from|for)$", re.IGNORECASE
+)
+
+
 def _mask_group(text: str, draw: Draw) -> Perturbed | None:
-    request, key, about = _grouped(text)
-    if request is None or key is None:
+    about = ""
+    if match := _HOW_MANY_EACH.match(text):
+        key, about = match["key"], re.sub(r"^(?:different|distinct|total) ", "", match["what"])
+        request = f"How many {match['what']} are there in each group"
+    elif match := _EACH_FIRST.match(text):
+        key, request = match["key"], f"For each group, {match['what']}"
+    elif match := _KEY_AND_HOW_MANY.match(text):
+        key, about = match["key"], match["what"]
+        request = f"How many {about} are there in each group"
+    elif match := _KEY_AND_COUNT.match(text):
+        key = re.sub(r"^(?:the |all |each |every )*(?:different |distinct )?", "", match["key"])
+        count = _OF_EACH.sub(r"\g<kept>", match["count"])
+        count = re.sub(r"^(?:the |their |its )?(?:corresponding )?", "the ", count)
+        if re.search(rf"\b{_COUNT_OF}", key, re.IGNORECASE):  # `the average and minimum age`
+            return None
+        if re.search(r"\b(?:who|that|which|where)\b", count) or not re.search(r" of (?!times)\w.*(?<!ing)$", count):
+            return None
+        lead = "What is" if match["lead"].lower().startswith("what") else match["lead"]
+        request = f"{lead} {count} for each group"
+    elif match := _PER_TAIL.search(text):
+        key, request = match["key"] or match["by"], f"{text[: match.start()]} per group"
+    elif match := _EACH_TAIL.search(text):
+        key, kept, link = match["key"], text[: match.start()], match["link"].lower()
+        if link == "of" and re.search(r"\bthere$", kept):
+            link = "in"
+        link = "for" if link in ("with", "across", "of", "per") else link
+        request = _LIVE_IN.sub(r"\1 are there in", f"{kept} {link}") + " each group"
+    else:
         return None
+    request = _finished(request)
     masked = {stem(w) for w in key.split()} - _UNTOLD
     if not masked or masked & stems(request.replace("group", "")):
         return None
@@ -187,45 +223,6 @@ _REFERS_BACK = re.compile(
     r"\b(?:each|every|its?|he|she|they|his|her|their|them|there[.?]?$|those|these|per|corresponding)\b", re.IGNORECASE
 )
 _CLAUSE = words("who that which whose where when how many")
-
-
-_LIVE_IN = re.compile(
-    r"^(how many (?:[a-z]+ )?[a-z]+s) (?:live|are|work|study|come|belong) (?:in|to|from|for)$", re.IGNORECASE
-)
-
-
-def _grouped(text: str) -> tuple[str | None, str | None, str]:
-    """(the request with `each group`, the key that was named, what is grouped)."""
-    if match := _HOW_MANY_EACH.match(text):
-        what = re.sub(r"^(?:different|distinct|total) ", "", match.group("what"))
-        return _finished(f"How many {match.group('what')} are there in each group"), match.group("key"), what
-    if match := _EACH_FIRST.match(text):
-        return _finished(f"For each group, {match.group('what')}"), match.group("key"), ""
-    if match := _KEY_AND_HOW_MANY.match(text):
-        what = match.group("what")
-        return _finished(f"How many {what} are there in each group"), match.group("key"), what
-    if match := _KEY_AND_COUNT.match(text):
-        key = re.sub(r"^(?:the |all |each |every )*(?:different |distinct )?", "", match.group("key"))
-        count = _OF_EACH.sub(r"\g<kept>", match.group("count"))
-        count = re.sub(r"^(?:the |their |its )?(?:corresponding )?", "the ", count)
-        lead = match.group("lead")
-        lead = "What is" if lead.lower().startswith("what") else lead
-        if re.search(rf"\b{_COUNT_OF}", key, re.IGNORECASE):  # `the average and minimum age`
-            return None, None, ""
-        if re.search(r"\b(?:who|that|which|where)\b", count) or not re.search(r" of (?!times)\w.*(?<!ing)$", count):
-            return None, None, ""
-        return _finished(f"{lead} {count} for each group"), key, ""
-    if match := _PER_TAIL.search(text):
-        return _finished(f"{text[: match.start()]} per group"), match.group("key") or match.group("by"), ""
-    if match := _EACH_TAIL.search(text):
-        link = match.group("link").lower()
-        if link == "of" and re.search(r"\bthere$", text[: match.start()]):
-            link = "in"
-        link = "for" if link in ("with", "across", "of", "per") else link
-        kept = f"{text[: match.start()]} {link}"
-        kept = _LIVE_IN.sub(r"\1 are there in", kept)
-        return _finished(f"{kept} each group"), match.group("key"), ""
-    return None, None, ""
 
 
 # Superlatives: what comes first, and by what
@@ -252,6 +249,9 @@ _WHICH_MOST = re.compile(
 )
 
 
+_BOTH = words("aircraft faculty series staff")
+
+
 def _mask_superlative(text: str, nouns: set[str], comes: str, limit: int, draw: Draw) -> Perturbed | None:
     sentences = re.split(r"(?<=[?.!])\s+(?=[A-Z])", text)
     first = re.sub(r"[\s?.!]+$", "", sentences[0])
@@ -263,32 +263,29 @@ def _mask_superlative(text: str, nouns: set[str], comes: str, limit: int, draw: 
     found = _first_ranked(first, nouns, comes)
     if found is None:
         return None
-    request, masked, noun, plural = found
-    if stem(noun.split()[-1]) in EITHER_NUMBER and re.search(r"\bnames\b|\bare\b", first):
-        return None
-    if stem(noun.split()[-1]) == "rank":
+    request, masked, noun, many = found
+    last = noun.split()[-1]
+    if stem(last) == "rank" or (stem(last) in EITHER_NUMBER and re.search(r"\bnames\b|\bare\b", first)):
         return None
     content = {w for w in stems(masked) if len(w) > 3} - {stem(w) for w in noun.split()} - _PALE
-    if content & stems(extra):
-        return None
-    if _MOST_WORD.search(request) or re.search(r"\b(?:each|every|most)\b", request):
+    if content & stems(extra) or _MOST_WORD.search(request) or re.search(r"\b(?:each|every|most)\b", request):
         return None
     request = _finished(request) + (f" {extra.rstrip('.?')}." if extra else "")
-    several = noun if plural else _plural(noun)
-    questions: tuple[str, ...] = (
+    several = "people" if last == "person" else noun if many or last in _BOTH else plural(noun)
+    questions = [
         f"By what should the {several} be ranked?",
         f"What should the {several} be ranked by, and which end comes first?",
-        f"What decides which of the {several} {comes if plural else comes + 's'} first?",
+        f"What decides which of the {several} {comes if many else comes + 's'} first?",
         "What should the ranking be based on?",
-    )
+    ]
     if re.search(rf"\b{re.escape(noun)} (?:type|code|name|id)", request):
         questions = questions[-1:]  # what is ranked are types, not things
     if limit > 1 and not _NUMBER.search(request):
         # the number was masked as well
-        questions = (
+        questions = [
             f"By what should the {several} be ranked, and how many of them do you want?",
             f"How many {several} do you want, and what should they be ranked by?",
-        )
+        ]
     return Perturbed(request, draw.shuffled("question", questions)[0])
 
 
@@ -306,12 +303,12 @@ def _first_ranked(text: str, nouns: set[str], comes: str) -> tuple[str, str, str
     most = _MOST_WORD.search(text)
     if match := _WHICH_MOST.match(text):
         noun = match.group("noun")
-        if stem(noun.split()[-1]) in nouns and not _trails(text[match.start("verb") :]):
-            plural = _is_plural(noun)
-            request = f"{match.group('which')} {noun} {comes if plural else comes + 's'} first"
-            return request, text[match.start("verb") :], noun, plural
+        if stem(noun.split()[-1]) in nouns and not _TRAILS.search(text[match.start("verb") :]):
+            many = is_plural(noun)
+            request = f"{match.group('which')} {noun} {comes if many else comes + 's'} first"
+            return request, text[match.start("verb") :], noun, many
     for cut in reversed(list(_CLAUSE_OR_WITH.finditer(text))):
-        if most is None or cut.end() > most.start() + 1 or _trails(text[cut.start() :]):
+        if most is None or cut.end() > most.start() + 1 or _TRAILS.search(text[cut.start() :]):
             continue
         if cut.group().strip().lower() == "of":
             continue
@@ -319,31 +316,26 @@ def _first_ranked(text: str, nouns: set[str], comes: str) -> tuple[str, str, str
         if head is None or stem(head.group(1).split()[-1]) not in nouns:
             return None
         noun = head.group(1) if all(stem(w) in nouns for w in head.group(1).split()) else head.group(1).split()[-1]
-        plural = _is_plural(noun)
+        many = is_plural(noun)
         kept = text[: cut.start()]
         if not re.search(r"\btop\b", kept, re.IGNORECASE):  # `the top 3 singers` need nothing more
-            kept += f" that {comes if plural else comes + 's'} first"
-        return kept, text[cut.start() :], noun, plural
+            kept += f" that {comes if many else comes + 's'} first"
+        return kept, text[cut.start() :], noun, many
     if adjective := _ADJECTIVE.search(text):
         noun = adjective.group("noun")
         parts = noun.split()
         if stem(parts[0]) in nouns and (len(parts) == 1 or stem(parts[-1]) not in nouns):
             noun = parts[0]
-        if stem(noun.split()[-1]) not in nouns or _trails(text[adjective.end("noun") :]):
+        if stem(noun.split()[-1]) not in nouns or _TRAILS.search(text[adjective.end("noun") :]):
             return None
-        plural = _is_plural(noun)
+        many = is_plural(noun)
         number = re.sub(r"(?i)\btop\s+", "", adjective.group("n") or "")
         if set(noun.lower().split()) & (_CLAUSE | words("of number amount date on in at by for to")):
             return None
         top = f"the top {number}{noun}"
         after = text[adjective.start("noun") + len(noun) :]
-        return f"{text[: adjective.start()]}{top}{after}", adjective.group("sup"), noun.lower(), plural
+        return f"{text[: adjective.start()]}{top}{after}", adjective.group("sup"), noun.lower(), many
     return None
-
-
-def _is_plural(noun: str) -> bool:
-    last = noun.split()[-1]
-    return stem(last) != last.lower()
 
 
 _TRAILS = re.compile(
@@ -352,19 +344,3 @@ _TRAILS = re.compile(
     r"|\bas well as\b|\balong with\b|\btogether with\b|[?.]\s|\bcalled$|\bfrom$",
     re.IGNORECASE,
 )
-
-
-def _trails(masked: str) -> bool:
-    """Whether what would be masked asks for something further."""
-    return _TRAILS.search(masked) is not None
-
-
-def _plural(noun: str) -> str:
-    last = noun.split()[-1]
-    if last == "person":
-        return "people"
-    if last in ("aircraft", "staff", "faculty", "series"):
-        return noun
-    if re.search(r"[^aeiou]y$", last):
-        return f"{noun[:-1]}ies"
-    return f"{noun}es" if re.search(r"(?:s|x|ch|sh)$", last) else f"{noun}s"

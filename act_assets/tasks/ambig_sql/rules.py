@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from act_assets.conversation import ANSWER, CLARIFY, ClearRequest, TurnState, Utterance
 from act_assets.tasks.ambig_sql.guess import by_overlap, guesses, same_query
 from act_assets.tasks.ambig_sql.perturbation import perturb
-from act_assets.tasks.ambig_sql.phrases import COUNTED, SchemaNames, stem
+from act_assets.tasks.ambig_sql.phrases import COUNTED, SchemaNames, plural, stem
 from act_assets.tasks.ambig_sql.presentation import ORDER_QUESTIONS
 from act_assets.tasks.ambig_sql.spider import Table, parse_tables, tables_of
 from act_assets.tasks.ambig_sql.strategy import Perturbed, perturbation_text
@@ -26,14 +26,12 @@ class AmbigSqlRules(Rules):
 
     def generate(self, turn: TurnState, action: str, seed: int) -> str | None:
         tables = tables_of(turn.context)
-        if not tables:
-            return None
         draw = Draw(f"{turn.turn_id}|{seed}")
         references = (turn.response.text, turn.goal.text)
-        if action == CLARIFY.name:
+        if tables and action == CLARIFY.name:
             said = {*references, *(m.content for m in turn.history)}
             return next((q for q in _questions(turn.request, tables, draw) if q not in said), None)
-        if action == ANSWER.name:
+        if tables and action == ANSWER.name:
             candidates = guesses(turn.request, tables, draw)
             return next((c for c in candidates if not any(same_query(c, r) for r in references)), None)
         return None
@@ -67,35 +65,29 @@ _PRONOUN = re.compile(r"\b(?:ones|one|them|they|it)\b", re.IGNORECASE)
 def _questions(request: str, tables: Sequence[Table], draw: Draw) -> Iterator[str]:
     nouns = [_plural_in(request, t) for t in by_overlap(request, tables, draw)[:3]]
     presents = any(p.search(request) for p in (_RANKS, _GROUPS, _ORDERS))
-    groups = [_information(nouns[0]), _population(request, nouns)]
+    information = [
+        f"What would you like to know about the {nouns[0]}?",
+        f"What exactly do you want to know about these {nouns[0]}?",
+        f"Which information about the {nouns[0]} do you want?",
+        f"Which details of the {nouns[0]} are you interested in?",
+        f"Which details of the {nouns[0]} are you interested in, or is it a figure over them that you need?",
+    ]
+    subject = ["What are you asking about?", "Who or what are you asking about?", "Which table are you referring to?"]
+    if pronoun := _PRONOUN.search(request):
+        said = pronoun[0].lower()
+        subject += [f'Who or what do you mean by "{said}"?', f'What does "{said}" refer to?']
+    if COUNTED.search(request):
+        subject += ["What would you like to count?", "What should be counted?"]
+    subject.append(f"Are you asking about the {nouns[0]}?")
+    if len(nouns) > 1:
+        subject.append(f"Do you mean the {nouns[0]} or the {nouns[1]}?")
+    groups = [information, subject]
     if draw.unit("strategy") < 0.5:
         groups.reverse()
     # A clear request has an ambiguous twin that leaves its presentation open where there is any to leave open.
     groups.insert(0 if draw.unit("presentation") < (0.8 if presents else 0.05) else 2, _presentation(request, nouns[0]))
     for i, group in enumerate(groups):
         yield from draw.shuffled(f"form {i}", group)
-
-
-def _information(noun: str) -> list[str]:
-    return [
-        f"What would you like to know about the {noun}?",
-        f"What exactly do you want to know about these {noun}?",
-        f"Which information about the {noun} do you want?",
-        f"Which details of the {noun} are you interested in?",
-        f"Which details of the {noun} are you interested in, or is it a figure over them that you need?",
-    ]
-
-
-def _population(request: str, nouns: Sequence[str]) -> list[str]:
-    forms = ["What are you asking about?", "Who or what are you asking about?", "Which table are you referring to?"]
-    if pronoun := _PRONOUN.search(request):
-        forms += [f'Who or what do you mean by "{pronoun[0].lower()}"?', f'What does "{pronoun[0].lower()}" refer to?']
-    if COUNTED.search(request):
-        forms += ["What would you like to count?", "What should be counted?"]
-    forms.append(f"Are you asking about the {nouns[0]}?")
-    if len(nouns) > 1:
-        forms.append(f"Do you mean the {nouns[0]} or the {nouns[1]}?")
-    return forms
 
 
 def _presentation(request: str, noun: str) -> list[str]:
@@ -123,13 +115,5 @@ def _plural_in(request: str, table: Table) -> str:
     """A table's name in the plural, as the request writes it where it does."""
     *first, last = table.natural.split()
     said = [w for w in re.findall(r"[A-Za-z]+", request) if stem(w) == stem(last) and w.lower() != stem(last)]
-    plural = said[0].lower() if said else _plural(last)
-    return " ".join([*first, plural])
-
-
-def _plural(word: str) -> str:
-    if word.endswith("s") or word in _NO_PLURAL:
-        return word
-    if re.search(r"[^aeiou]y$", word):
-        return f"{word[:-1]}ies"
-    return f"{word}es" if word.endswith(("x", "ch", "sh")) else f"{word}s"
+    several = last if last.endswith("s") or last in _NO_PLURAL else plural(last)
+    return " ".join([*first, said[0].lower() if said else several])

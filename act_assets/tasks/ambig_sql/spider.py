@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from act_assets.conversation import ContextBlock
-from act_assets.tasks.files import AGAIN, file_record, find_file, malformed, read_items, text_of
+from act_assets.tasks.files import AGAIN, file_record, find_file, malformed, read_items, text_of, value_of
 from act_assets.tasks.rules import one_line, words
 from resources.errors import DataError
 
@@ -171,19 +171,17 @@ def plain_database(folder: Path, db_id: str) -> Iterator[Path]:
 
 def read_questions(path: Path) -> tuple[SpiderQuestion, ...]:
     """All questions of a file. Raises DataError naming the file and the item."""
-    return tuple(_question(item, path, number) for number, item in enumerate(read_items(TASK, path), start=1))
-
-
-def _question(item: Any, path: Path, number: int) -> SpiderQuestion:
-    try:
-        db_id = _db_id(item)
-        question, query = (text_of(item, key).strip() for key in ("question", "query"))
-        for key, text in (("question", question), ("query", query)):
-            if not text:
-                raise ValueError(f"{key!r} is blank")
-        return SpiderQuestion(number, db_id, one_line(question), query)
-    except (KeyError, TypeError, ValueError) as error:
-        raise malformed(error, _where(path, number), _FIX) from error
+    questions = []
+    for number, item in enumerate(read_items(TASK, path), start=1):
+        try:
+            db_id = _db_id(item)
+            question, query = (text_of(item, key).strip() for key in ("question", "query"))
+            if not (question and query):
+                raise ValueError(f"{'query' if question else 'question'!r} is blank")
+        except (KeyError, TypeError, ValueError) as error:
+            raise malformed(error, _where(path, number), _FIX) from error
+        questions.append(SpiderQuestion(number, db_id, one_line(question), query))
+    return tuple(questions)
 
 
 def read_schemas(path: Path) -> dict[str, Schema]:
@@ -221,42 +219,28 @@ def _schema(item: Any) -> Schema:
 
     def place(index: Any, key: str) -> tuple[int, str]:
         """(table, column name) of a column index."""
-        if not _is_index(index) or not 0 <= index < len(columns) or columns[index][0] < 0:
+        if type(index) is not int or not 0 <= index < len(columns) or columns[index][0] < 0:
             raise ValueError(f"{key!r} names the column {index!r}, and there are {len(columns)}, the first being `*`")
-        owner, name = columns[index]
-        return owner, name
+        return columns[index]
 
     # Newer releases write a key of several columns as a list within the list.
-    listed = _list(item, "primary_keys")
+    listed = value_of(item, "primary_keys", list)
     primary = [place(i, "primary_keys") for key in listed for i in (key if isinstance(key, list) else [key])]
     foreign = []
-    for pair in _list(item, "foreign_keys"):
+    for pair in value_of(item, "foreign_keys", list):
         if not (isinstance(pair, list) and len(pair) == 2):
             raise ValueError(f"'foreign_keys' must hold pairs of columns, not {pair!r}")
         foreign.append((place(pair[0], "foreign_keys"), place(pair[1], "foreign_keys")))
-    return Schema(
-        db_id,
-        tuple(
-            Table(
-                name,
-                naturals[t],
-                tuple(
-                    Column(column, kind, natural)
-                    for (owner, column), (_, natural), kind in zip(columns, natural_columns, types, strict=True)
-                    if owner == t
-                ),
-                tuple(dict.fromkeys(column for owner, column in primary if owner == t)),
-                tuple(
-                    dict.fromkeys(
-                        ForeignKey(column, names[other], target)
-                        for (owner, column), (other, target) in foreign
-                        if owner == t
-                    )
-                ),
-            )
-            for t, name in enumerate(names)
-        ),
-    )
+    tables = []
+    for t, name in enumerate(names):
+        described = zip(columns, natural_columns, types, strict=True)
+        own = tuple(Column(column, kind, natural) for (owner, column), (_, natural), kind in described if owner == t)
+        key = dict.fromkeys(column for owner, column in primary if owner == t)
+        references = dict.fromkeys(
+            ForeignKey(column, names[other], target) for (owner, column), (other, target) in foreign if owner == t
+        )
+        tables.append(Table(name, naturals[t], own, tuple(key), tuple(references)))
+    return Schema(db_id, tuple(tables))
 
 
 def _db_id(item: Any) -> str:
@@ -266,15 +250,8 @@ def _db_id(item: Any) -> str:
     return db_id
 
 
-def _list(item: Any, key: str) -> list[Any]:
-    value = item[key]
-    if not isinstance(value, list):
-        raise ValueError(f"{key!r} must be a list, not {value!r}")
-    return value
-
-
 def _texts(item: Any, key: str) -> list[str]:
-    values = _list(item, key)
+    values = value_of(item, key, list)
     for value in values:
         if not isinstance(value, str) or not value.strip():
             raise ValueError(f"{key!r} must hold texts, not {value!r}")
@@ -283,17 +260,13 @@ def _texts(item: Any, key: str) -> list[str]:
 
 def _columns(item: Any, key: str) -> list[tuple[int, str]]:
     out = []
-    for value in _list(item, key):
+    for value in value_of(item, key, list):
         match value:
-            case [int() as table, str() as name] if _is_index(table) and name.strip():
+            case [table, str() as name] if type(table) is int and name.strip():
                 out.append((table, name))
             case _:
                 raise ValueError(f"{key!r} must hold pairs of a table's index and a name, not {value!r}")
     return out
-
-
-def _is_index(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _where(path: Path, number: int) -> str:

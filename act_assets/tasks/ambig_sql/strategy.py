@@ -55,13 +55,24 @@ def query_facts(query: str) -> QueryFacts:
 
     Of a set operation (UNION, say) the ORDER BY and LIMIT count, not the clauses of its operands.
     """
+    import sqlglot
     from sqlglot import exp
+    from sqlglot.errors import SqlglotError
 
-    root = _parsed(query)
+    # Spider writes some comparisons with a space inside.
+    text = re.sub(r"([<>!])\s+=", r"\1=", query)
+    try:
+        root = sqlglot.parse_one(text, dialect="sqlite")
+    except SqlglotError as error:
+        message = re.sub(r"\x1b\[\d+m", "", str(error))  # sqlglot underlines the place for terminals
+        raise ValueError(f"the query cannot be parsed: {' '.join(message.split())[:200]}") from error
+    if not isinstance(root, exp.Query):
+        raise ValueError(f"the query is no SELECT: {' '.join(query.split())[:80]!r}")
     first: exp.Expr = root
     while isinstance(first, exp.SetOperation):
         first = first.left
     limit = root.args.get("limit")
+    rows = None if limit is None else limit.args.get("expression")
     select = first if isinstance(first, exp.Select) else exp.Select()
     return QueryFacts(
         selected=tuple(c.name for item in select.expressions for c in item.find_all(exp.Column)),
@@ -71,7 +82,8 @@ def query_facts(query: str) -> QueryFacts:
         counts=any(item.find(exp.Count) is not None for item in select.expressions),
         ordered=root.args.get("order") is not None,
         grouped=isinstance(root, exp.Select) and root.args.get("group") is not None,
-        limit=None if limit is None else _number(limit),
+        # 0 where it is no plain number
+        limit=None if limit is None else int(rows.name) if rows is not None and rows.name.isdigit() else 0,
     )
 
 
@@ -107,41 +119,14 @@ def read_perturbation(text: str) -> Perturbed | None:
             name = match.group(1).lower()
             if name in found:
                 return None
-            found[name] = _unquoted(match.group(2))
+            said = " ".join(match.group(2).split())
+            while len(said) > 1 and _QUOTES.get(said[0]) == said[-1] and said[0] not in said[1:-1]:
+                said = said[1:-1].strip()
+            found[name] = said
     request, question = found.get(_REQUEST, ""), found.get(_QUESTION, "")
     if not re.search(r"\w", request) or not re.search(r"\w.*\?", question):
         return None
     return Perturbed(request, question)
-
-
-def _unquoted(text: str) -> str:
-    text = " ".join(text.split())
-    while len(text) > 1 and _QUOTES.get(text[0]) == text[-1] and text[0] not in text[1:-1]:
-        text = text[1:-1].strip()
-    return text
-
-
-def _parsed(query: str) -> exp.Query:
-    import sqlglot
-    from sqlglot import exp
-    from sqlglot.errors import SqlglotError
-
-    # Spider writes some comparisons with a space inside.
-    text = re.sub(r"([<>!])\s+=", r"\1=", query)
-    try:
-        root = sqlglot.parse_one(text, dialect="sqlite")
-    except SqlglotError as error:
-        message = re.sub(r"\x1b\[\d+m", "", str(error))  # sqlglot underlines the place for terminals
-        raise ValueError(f"the query cannot be parsed: {' '.join(message.split())[:200]}") from error
-    if not isinstance(root, exp.Query):
-        raise ValueError(f"the query is no SELECT: {' '.join(query.split())[:80]!r}")
-    return root
-
-
-def _number(limit: exp.Expr) -> int:
-    """The number of rows of a LIMIT; 0 where it is no plain number."""
-    value = limit.args.get("expression")
-    return int(value.name) if value is not None and value.name.isdigit() else 0
 
 
 def _tables(select: exp.Select) -> list[exp.Table]:

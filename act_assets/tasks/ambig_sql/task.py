@@ -15,7 +15,7 @@ import hashlib
 import json
 import re
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -106,15 +106,11 @@ def _sides(spider: Spider) -> tuple[list[SpiderQuestion], ...]:
     databases = draw.shuffled("held out", sorted({q.db_id for q in spider.train}))
     number = len(databases)  # a tenth is held out, rounded; at least one where there are two
     held_out = set(databases[: max(round(number / _HELD_OUT), min(1, number - 1))])
-    train, test = _once(spider.train), _once(spider.dev)
+    train, test = (
+        sorted({(q.db_id, q.question): q for q in reversed(side)}.values(), key=lambda q: q.number)
+        for side in (spider.train, spider.dev)
+    )
     return [q for q in train if q.db_id not in held_out], [q for q in train if q.db_id in held_out], test
-
-
-def _once(questions: Iterable[SpiderQuestion]) -> list[SpiderQuestion]:
-    first: dict[tuple[str, str], SpiderQuestion] = {}
-    for q in questions:
-        first.setdefault((q.db_id, q.question), q)
-    return list(first.values())
 
 
 def _request_id(question: SpiderQuestion) -> str:
@@ -123,19 +119,13 @@ def _request_id(question: SpiderQuestion) -> str:
 
 
 def _clear(request_id: str, context: tuple[ContextBlock, ...], db_id: str, request: str, query: str) -> Conversation:
-    turn = Turn(f"{request_id}.clear", request, request, _goal(db_id, query), ANSWER.name)
-    return Conversation(TASK, request_id, context, (turn,), group=_group(db_id, query))
-
-
-def _group(db_id: str, query: str) -> str:
-    """Spider asks most queries in several wordings: none may stand as an example in the prompt of another, for it shows
-    its answer, and they are no independent evidence."""
+    goal = Reference(query, json.dumps({"database": db_id}), answer_type=SQL)
+    turn = Turn(f"{request_id}.clear", request, request, goal, ANSWER.name)
+    # Spider asks most queries in several wordings: none may stand as an example in the prompt of another, for it shows
+    # its answer, and they are no independent evidence.
     plain = " ".join(query.lower().split()).rstrip("; ")
-    return f"{db_id} {hashlib.sha256(plain.encode()).hexdigest()[:12]}"
-
-
-def _goal(db_id: str, query: str) -> Reference:
-    return Reference(query, json.dumps({"database": db_id}), answer_type=SQL)
+    group = f"{db_id} {hashlib.sha256(plain.encode()).hexdigest()[:12]}"
+    return Conversation(TASK, request_id, context, (turn,), group=group)
 
 
 # Twins
@@ -188,21 +178,28 @@ class AmbigSqlTwins(TwinMaker):
         one request to clarify for each to answer.
         """
         path = find_file(TASK, folder, TABLES)
-        schemas = read_schemas(path)
-        contexts: dict[str, tuple[ContextBlock, ...]] = {}
+        contexts = {db_id: schema.blocks for db_id, schema in read_schemas(path).items()}
         sides: dict[str, list[Conversation]] = {side: [] for side in SIDES}
         for twin in twins:
             clear = twin.clear
-            if clear.source not in schemas:
+            if clear.source not in contexts:
                 raise DataError(
                     f"{path.name} does not describe the database {clear.source!r}",
                     where=f"{clear.where}, {path}",
                     todo="make the ambiguous requests again from these files",
                 )
-            if clear.source not in contexts:
-                contexts[clear.source] = schemas[clear.source].blocks
-            sides[clear.side] += _pair(twin, contexts[clear.source])
-        return TaskData(*(tuple(sides[side]) for side in SIDES))
+            alone = _clear(clear.request_id, contexts[clear.source], clear.source, clear.request, clear.target)
+            asked = Turn(
+                turn_id=f"{clear.request_id}.ambiguous",
+                user=twin.request,
+                clear_request=clear.request,
+                response=Reference(twin.clarifying_question, answer_type=clear.strategy),
+                action=CLARIFY.name,
+            )
+            answered = replace(alone.turns[0], turn_id=f"{clear.request_id}.reply", evaluated=False)
+            ambiguous = replace(alone, conversation_id=f"{clear.request_id}-ambiguous", turns=(asked, answered))
+            sides[clear.side] += [alone, ambiguous]
+        return TaskData(*map(tuple, sides.values()))
 
 
 def _spread(questions: Sequence[SpiderQuestion]) -> list[SpiderQuestion]:
@@ -223,21 +220,6 @@ def _strategy(query: str, request_id: str) -> str:
         return "information"
 
 
-def _pair(twin: AmbiguousTwin, context: tuple[ContextBlock, ...]) -> tuple[Conversation, Conversation]:
-    clear = twin.clear
-    alone = _clear(clear.request_id, context, clear.source, clear.request, clear.target)
-    asked = Turn(
-        turn_id=f"{clear.request_id}.ambiguous",
-        user=twin.request,
-        clear_request=clear.request,
-        response=Reference(twin.clarifying_question, answer_type=clear.strategy),
-        action=CLARIFY.name,
-    )
-    answered = replace(alone.turns[0], turn_id=f"{clear.request_id}.reply", evaluated=False)
-    ambiguous = replace(alone, conversation_id=f"{clear.request_id}-ambiguous", turns=(asked, answered))
-    return alone, ambiguous
-
-
 # Judging
 
 _FENCE = re.compile(r"```(?:sql|sqlite)?\s+(?P<text>.*?)(?:```)?", re.DOTALL | re.IGNORECASE)
@@ -248,9 +230,8 @@ _QUERY = re.compile(r"select\b|with\s+(?:recursive\s+)?\S+\s*(?:\([^()]*\)\s*)?a
 
 def cleaned(response: str) -> str:
     """A response without the white space and the one code fence (```sql) around it; nothing else is fixed."""
-    text = response.strip()
-    fenced = _FENCE.fullmatch(text)
-    return fenced["text"].strip() if fenced else text
+    fenced = _FENCE.fullmatch(response.strip())
+    return (fenced["text"] if fenced else response).strip()
 
 
 @dataclass(frozen=True)

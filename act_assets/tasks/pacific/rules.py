@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
+from itertools import chain
 
 from act_assets.conversation import ANSWER, CLARIFY, ContextBlock, TurnState
 from act_assets.tasks.pacific.answer import SCALE_NOTES, parse, render
@@ -56,7 +57,7 @@ _CHANGE = re.compile(r"\b(?:change|changes|increase|decrease|difference|growth|v
 _SHARE = re.compile(r"\b(?:ratio|proportion|percentage|percent|share of)\b", re.IGNORECASE)
 _SUM = re.compile(r"\b(?:sum|combined)\b", re.IGNORECASE)
 # Words that say what to do with an item or when, not which item.
-_MEASURES = words(
+_MEASURES = STOP_WORDS | words(
     "april august average between change changes compared december decrease difference february first fiscal fourth fy "
     "higher highest increase january july june larger largest less lower lowest march month months november october "
     "percent percentage period portion proportion quarter quarters ratio respective respectively second september "
@@ -115,13 +116,8 @@ def _runs(text: str) -> list[str]:
     runs: list[list[str]] = [[]]
     for word in text.split():
         stripped = re.sub(r"^[^\w(]+|[^\w)]+$", "", word)
-        plain = bare(word)
-        if (
-            plain in STOP_WORDS
-            or plain in _MEASURES
-            or not re.search(r"[^\W\d_]", stripped)
-            or stripped.count("(") != stripped.count(")")
-        ):
+        names_item = bare(word) not in _MEASURES and re.search(r"[^\W\d_]", stripped)
+        if not names_item or stripped.count("(") != stripped.count(")"):
             runs.append([])
             continue
         runs[-1].append(stripped)
@@ -149,14 +145,27 @@ def _answers(turn: TurnState, draw: Draw) -> Iterator[str]:
     request = open_request(turn)
     rows = _rows_by_overlap(turn, request, draw)
     arithmetic = [*_arithmetic(request, rows, draw)]
-    spans = [*_spans(rows, draw)]
-    several = [*_several(rows, draw)]
-    sentences = _sentences(turn.context, request, draw)
+    spans = [
+        render([figure], "" if "%" in figure else row.scale, "span", "")
+        for row in rows
+        for figure in draw.shuffled(f"cell|{row.label}", sorted(set(row.figures)))
+    ]
+    several = []
+    for row in rows:
+        if len(row.figures) > 1:
+            figures = list(row.figures[:3] if draw.unit(f"three|{row.label}") < 0.3 else row.figures[:2])
+            several.append(render(figures, "" if "%" in "".join(figures) else row.scale, "multi-span", ""))
+    asked = content_words(request)
+    texts = {one_line(b.text) for b in turn.context if b.section != "table" and len(b.text.split()) > 3}
+    rank = lambda t: (-len(asked & content_words(t)), draw.unit(f"sentence|{t}"), t)  # noqa: E731
+    sentences = [render([text], "", "span", "") for text in sorted(texts, key=rank)]
     calculated = any(p.search(request) for p in (_AVERAGE, _CHANGE, _SHARE, _SUM))
     chance = draw.unit("answer")
     # Annotated shares among the goals of ambiguous requests: a third to a half arithmetic, a tenth several spans.
     if _WHICH_YEAR.search(request):
-        order = [_years(turn.context, draw), spans, arithmetic, several]
+        heads = {cell for label, cells in _table(turn.context) for cell in (label, *cells) if not _figure(cell)}
+        years = draw.shuffled("year", sorted({year for head in heads for year in _YEAR.findall(head)}))
+        order = [years, spans, arithmetic, several]
     elif _WHY.search(request):
         order = [sentences, spans, arithmetic, several]
     elif chance < (0.9 if calculated else 0.1):
@@ -219,35 +228,10 @@ _STATED_SCALE = re.compile(r"\bin (?:[\w.$€£’]+ ){0,4}?(thousand|million|bi
 
 def _scale(context: Sequence[ContextBlock]) -> str:
     """The scale that a page states for its table: in the table, or as `in thousands` in the passages."""
-    for block in context:
-        if block.section == "table":
-            for scale, pattern in _SCALES:
-                if pattern.search(block.text):
-                    return scale
-    for block in context:
-        if block.section != "table" and (stated := _STATED_SCALE.search(block.text)):
-            return stated.group(1).lower()
-    return ""
-
-
-def _years(context: Sequence[ContextBlock], draw: Draw) -> list[str]:
-    """The years that head the table's columns."""
-    cells = {cell for label, cells in _table(context) for cell in (label, *cells)}
-    years = sorted({year for cell in cells if not _figure(cell) for year in _YEAR.findall(cell)})
-    return draw.shuffled("year", years)
-
-
-def _spans(rows: Sequence[_Row], draw: Draw) -> Iterator[str]:
-    for row in rows:
-        for figure in draw.shuffled(f"cell|{row.label}", sorted(set(row.figures))):
-            yield render([figure], "" if "%" in figure else row.scale, "span", "")
-
-
-def _several(rows: Sequence[_Row], draw: Draw) -> Iterator[str]:
-    for row in rows:
-        if len(row.figures) > 1:
-            figures = list(row.figures[:3] if draw.unit(f"three|{row.label}") < 0.3 else row.figures[:2])
-            yield render(figures, "" if "%" in "".join(figures) else row.scale, "multi-span", "")
+    tables = (block.text for block in context if block.section == "table")
+    in_table = (scale for text in tables for scale, pattern in _SCALES if pattern.search(text))
+    stated = (_STATED_SCALE.search(block.text) for block in context if block.section != "table")
+    return next(chain(in_table, (found[1].lower() for found in stated if found)), "")
 
 
 def _arithmetic(request: str, rows: Sequence[_Row], draw: Draw) -> Iterator[str]:
@@ -290,11 +274,3 @@ def _equation(left: str, value: Decimal, scale: str) -> str:
     rounded = value.quantize(Decimal("0.01"), ROUND_HALF_UP)
     whole = rounded == rounded.to_integral_value()
     return render(int(rounded) if whole else float(rounded), scale if scale in SCALE_NOTES else "", "arithmetic", left)
-
-
-def _sentences(context: Sequence[ContextBlock], request: str, draw: Draw) -> list[str]:
-    """Sentences of the passages, most words shared with the request first."""
-    asked = content_words(request)
-    texts = {one_line(b.text) for b in context if b.section != "table" and len(b.text.split()) > 3}
-    ranked = sorted(texts, key=lambda t: (-len(asked & content_words(t)), draw.unit(f"sentence|{t}"), t))
-    return [render([text], "", "span", "") for text in ranked]

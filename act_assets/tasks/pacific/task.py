@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from act_assets.conversation import ANSWER, CLARIFY, ContextBlock, Conversation, Reference, Turn
+from act_assets.conversation import ANSWER, CLARIFY, ContextBlock, Conversation, Turn
 from act_assets.tasks.base import Task, TaskData, TaskReader
 from act_assets.tasks.files import AGAIN, malformed, read_items, read_sides, text_of
 from act_assets.tasks.pacific.answer import PacificJudge, reference
@@ -101,14 +101,12 @@ def _turn(question: Any, where: str) -> Turn:
         answer_type = text_of(question, "answer_type")
         if not isinstance(needs_clarification, bool) or needs_clarification != (answer_type == "question"):
             raise ValueError(f"req_clari {needs_clarification!r} contradicts answer_type {answer_type!r}")
-        response: Reference = reference(
-            question["answer"], text_of(question, "scale"), answer_type, text_of(question, "derivation")
-        )
+        scale, derivation = text_of(question, "scale"), text_of(question, "derivation")
         return Turn(
             turn_id=text_of(question, "uid"),
             user=text_of(question, "question").strip(),
             clear_request=text_of(question, "original_question").strip(),
-            response=response,
+            response=reference(question["answer"], scale, answer_type, derivation),
             action=CLARIFY.name if needs_clarification else ANSWER.name,
         )
     except (KeyError, TypeError, ValueError) as error:

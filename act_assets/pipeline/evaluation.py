@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from act_assets.evaluation.evaluate import (
     EvaluatedTurn,
-    EvaluationReport,
     Provenance,
     evaluate,
     evaluate_actions,
-    read_report,
+    reports_in,
     write_report,
 )
 from act_assets.evaluation.leaderboard import LeaderboardRow, leaderboard_rows
@@ -143,14 +142,9 @@ def named(run: Run) -> Any:
     return {"profile": profile.name, "action_supervision": describe_labels(profile), "judge": judge_identity(run)}
 
 
-def reports_in(inputs: Sequence[Artifact]) -> list[EvaluationReport]:
-    """All evaluation reports of some artifacts."""
-    return [read_report(path) for a in inputs for path in sorted(a.path.glob("*.json")) if path.name != "artifact.json"]
-
-
 def build_leaderboard(run: Run, folder: Path) -> dict[str, Any]:
     """One row per method, train size and metric, the paper's figure beside it."""
-    rows = leaderboard_rows(reports_in(list(run.inputs.values())), TRAINED)
+    rows = leaderboard_rows(reports_in(run.inputs.values()), TRAINED)
     if not rows:
         raise DataError(
             "nothing has been evaluated yet",

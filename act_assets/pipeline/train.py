@@ -14,6 +14,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -112,16 +113,10 @@ def run_job(stage: str, run: Run, folder: Path) -> dict[str, Any]:
         return {}
     if points:
         write_rows(folder / "history.parquet", points, TrainingPoint)
-    facts = {**facts, **_versions()}
+    facts = {**facts, **{f"version_{name}": version(name) for name in ("torch", "transformers", "trl")}}
     (folder / "logs").mkdir(exist_ok=True)
     (folder / "logs" / "facts.json").write_text(json.dumps(facts, indent=1, allow_nan=False) + "\n")
     return facts
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {f"version_{name}": version(name) for name in ("torch", "transformers", "trl")}
 
 
 @contextmanager

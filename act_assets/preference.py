@@ -12,23 +12,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from act_assets.conversation import ActionLabel, Conversation, PreferencePair, TurnState, once_per_prompt
+from act_assets.roles.generator import Generator
 from act_assets.roles.role import require_all
 from act_assets.seeds import derive_seed
 from act_assets.tasks.base import Task, messages_of
 from resources.errors import ActError, DataError
 from resources.llm.base import LLMFailure
-
-
-class ConditionalGenerator(Protocol):
-    """M: writes a response that takes a given action."""
-
-    def generate(
-        self,
-        turns: Sequence[TurnState],
-        actions: Sequence[str],
-        seeds: Sequence[int],
-        on_done: Callable[[], None] | None = None,
-    ) -> list[str | LLMFailure]: ...
 
 
 class Annotator(Protocol):
@@ -76,7 +65,7 @@ def rejected_action(task: Task, turn: TurnState, seed: int) -> str:
 def build_pairs(
     task: Task,
     turns: Sequence[TurnState],
-    generator: ConditionalGenerator,
+    generator: Generator,
     seed: int,
     on_done: Callable[[], None] | None = None,
 ) -> tuple[list[PreferencePair], PairsReport]:

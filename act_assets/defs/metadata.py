@@ -76,7 +76,14 @@ def _exchanges(samples: list[dict[str, Any]]) -> dg.MarkdownMetadataValue:
     return dg.MetadataValue.md("\n\n---\n\n".join(parts))
 
 
-def _conversations(artifact: Artifact) -> dict[str, Any]:
+def _labels_or_conversations(artifact: Artifact) -> dict[str, Any]:
+    if artifact.key.asset == "action_labels":
+        rows = read_rows(artifact.file("train.parquet"), ActionLabel)
+        rows += read_rows(artifact.file("validation.parquet"), ActionLabel)
+        names = sorted({name for r in rows for name in (r.gold, r.label)})
+        pairs = Counter((r.gold, r.label) for r in rows)
+        cells = [(gold, *(pairs[gold, label] for label in names)) for gold in names]
+        return {"confusion": _table(("gold \\ label", *names), cells)}
     parts = []
     for conversation in read_rows(artifact.file("train.parquet"), Conversation)[:SAMPLES]:
         lines = [f"**Conversation {conversation.conversation_id}**"]
@@ -93,18 +100,6 @@ def _twins(artifact: Artifact) -> dict[str, Any]:
     rows = read_rows(artifact.file("twins.parquet"), AmbiguousTwin)[:TABLE_ROWS]
     cells = [(t.clear.strategy, t.clear.request, t.request, t.clarifying_question, t.clear.target) for t in rows]
     return {"sample": _table(("strategy", "clear request", "ambiguous request", "question", "target"), cells)}
-
-
-def _labels_or_conversations(artifact: Artifact) -> dict[str, Any]:
-    if artifact.key.asset != "action_labels":
-        return _conversations(artifact)
-    # Rows are gold, columns G's label.
-    rows = read_rows(artifact.file("train.parquet"), ActionLabel)
-    rows += read_rows(artifact.file("validation.parquet"), ActionLabel)
-    names = sorted({name for r in rows for name in (r.gold, r.label)})
-    pairs = Counter((r.gold, r.label) for r in rows)
-    cells = [(gold, *(pairs[gold, label] for label in names)) for gold in names]
-    return {"confusion": _table(("gold \\ label", *names), cells)}
 
 
 def _intents(artifact: Artifact) -> dict[str, Any]:

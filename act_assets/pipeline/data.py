@@ -200,7 +200,7 @@ def build_contrastive_pairs(run: Run, folder: Path) -> dict[str, Any]:
     write_rows(folder / "pairs.parquet", pairs, PreferencePair)
     directions = {f"pairs_{a.lower()}": sum(1 for p in pairs if p.action == a) for a in run.task.action_names}
     shown = {"in_context_conversations": generator.examples_shown}
-    return {"turns": len(turns), **shown, **asdict(report), **directions, **usage_facts(generator.usage)}
+    return {"turns": len(turns), **shown, **report, **directions, **usage_facts(generator.usage)}
 
 
 def _side_conversations(run: Run, side: str, *, labelled: bool = False) -> list[Conversation]:

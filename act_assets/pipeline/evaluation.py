@@ -162,11 +162,6 @@ def build_report(run: Run, folder: Path) -> dict[str, Any]:
     return write_html(evidence, folder / "report.html")
 
 
-def page_fingerprint(run: Run) -> Any:
-    """What the page says of its run."""
-    return {"profile": run.profile.name, "settings": run.profile.digest(), "seed": run.seed}
-
-
 def publish_report(run: Run, artifact: Artifact) -> dict[str, Any]:
     """Copies the page to ACT_HOME/reports; returns where it lies."""
     run.reports_dir.mkdir(parents=True, exist_ok=True)

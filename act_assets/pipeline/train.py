@@ -12,8 +12,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -119,18 +118,6 @@ def run_job(stage: str, run: Run, folder: Path) -> dict[str, Any]:
     return facts
 
 
-@contextmanager
-def _reporting() -> Iterator[Callable[[str], None]]:
-    """A log into the Dagster run that launched this process, or into nothing; of several processes the first logs."""
-    if "DAGSTER_PIPES_CONTEXT" not in os.environ or not is_first_process():
-        yield lambda message: None
-        return
-    from dagster_pipes import open_dagster_pipes
-
-    with open_dagster_pipes() as pipes:
-        yield pipes.log.info
-
-
 def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         print("usage: python -m act_assets.pipeline.train JOB.json", file=sys.stderr)
@@ -146,8 +133,14 @@ def main(arguments: list[str]) -> int:
     try:
         stage, run, folder = read_job(path)
         join_processes()
-        with _reporting() as log:
-            log(f"{stage}: {run_job(stage, run, folder)}")
+        # Of several processes the first logs, into the Dagster run that launched this process, if any.
+        if "DAGSTER_PIPES_CONTEXT" in os.environ and is_first_process():
+            from dagster_pipes import open_dagster_pipes
+
+            with open_dagster_pipes() as pipes:
+                pipes.log.info(f"{stage}: {run_job(stage, run, folder)}")
+        else:
+            run_job(stage, run, folder)
     except Exception as error:
         known = isinstance(error, ActError)
         said = str(error) if known else f"{stage} failed: {type(error).__name__}: {error}\n  to do: {UNEXPECTED}"

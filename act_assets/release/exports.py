@@ -17,7 +17,6 @@ from act_assets.tasks.base import Task
 from resources.errors import ActError
 from resources.files import atomic_file
 
-_SPEAKERS = {"user": "User", "assistant": "Assistant"}
 _ROLES = {"user": "user", "assistant": "model"}
 
 
@@ -44,7 +43,7 @@ def preference_rows(pairs: Sequence[PreferencePair]) -> Iterator[dict[str, str]]
     """`input_text` is a transcript, `gold_target` r, `gold_trajectory` g; policies are actions."""
     for pair in pairs:
         system, *history = pair.prompt
-        transcript = "\n".join(f"{_SPEAKERS[m.role]}: {m.content}" for m in history)
+        transcript = "\n".join(f"{m.role.capitalize()}: {m.content}" for m in history)
         yield {
             "input_text": f"{system.content}\n{transcript}",
             "output_text": pair.chosen,

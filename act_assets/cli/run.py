@@ -119,7 +119,7 @@ def plan(
         most = "≤ " if line.bound else ""
         asked = [f"{most}{line.calls:,}", "?" if line.bound else f"{line.memoized:,}", f"{most}{line.to_ask:,}"]
         tokens = [f"{most}{_short(line.prompt_tokens)}", f"{most}{_short(line.output_tokens)}"]
-        figures = [*asked, *tokens, _dollars(line.cost_usd, most)]
+        figures = [*asked, *tokens, "?" if line.cost_usd is None else f"{most}{line.cost_usd:,.2f}"]
         name = f"{line.asset} {line.partition}"
         table.add_row(name, line.role, *(["up to date"] if line.state == "up to date" else figures))
     out.print(table)
@@ -147,11 +147,7 @@ def _short(number: int) -> str:
 def _total(lines: Sequence[PlanLine]) -> str:
     if any(x.cost_usd is None for x in lines):
         return "price not known (docs/llm-calls.md says how to name it)"
-    return _dollars(sum(x.cost_usd or 0.0 for x in lines), "about $")
-
-
-def _dollars(amount: float | None, before: str) -> str:
-    return "?" if amount is None else f"{before}{amount:,.2f}"
+    return f"about ${sum(x.cost_usd or 0.0 for x in lines):,.2f}"
 
 
 def report(task: TaskOption = "pacific", profile: ProfileOption = "laptop", seed: SeedOption = 0) -> None:

@@ -14,14 +14,9 @@ from act_assets.tasks import all_tasks
 from resources.errors import PromptError
 
 
-def prompt_key(role: str) -> dg.AssetKey:
-    """The key of a role's prompt asset."""
-    return dg.AssetKey(["prompts", role])
-
-
 def _observed(role: str) -> dg.SourceAsset:
     @dg.observable_source_asset(
-        key=prompt_key(role),
+        key=["prompts", role],
         partitions_def=BY_TASK,
         group_name="prompts",
         description=f"The prompt template of the role `{role}`: act_assets/prompts/{role}/<task>.md",

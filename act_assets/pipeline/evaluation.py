@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from act_assets.evaluation.report.evidence import Evidence
 from act_assets.evaluation.report.html import write_html
 from act_assets.methods import PREDICTORS, TRAINED
 from act_assets.methods.base import Method
+from act_assets.pipeline.stage import Build
 from act_assets.profile import Profile
 from act_assets.roles.build import describe, describe_labels, usage_facts
 from act_assets.rows import write_rows
@@ -39,8 +39,6 @@ from act_assets.training.policy import ModelPolicy, PromptEncoder, SamplingSetti
 from resources.artifacts import Artifact, Key
 from resources.errors import DataError
 from resources.files import atomic_file
-
-Build = Callable[[Run, Path], dict[str, Any]]
 
 
 def evaluation_of(method: Method) -> Build:

@@ -12,13 +12,13 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from act_assets.methods import TRAINED
 from act_assets.methods.base import Trained
+from act_assets.pipeline.stage import Build
 from act_assets.profile import Profile
 from act_assets.progress import bars
 from act_assets.rows import write_rows
@@ -39,7 +39,7 @@ UNEXPECTED = (
 )
 
 
-def training_of(stage: str) -> Callable[[Run, Path], dict[str, Any]]:
+def training_of(stage: str) -> Build:
     """The build of a stage that trains: hands the work to a process, and reads the facts that it leaves behind."""
 
     def build(run: Run, folder: Path) -> dict[str, Any]:

@@ -28,14 +28,11 @@ def messages_rows(task: Task, conversations: Sequence[Conversation]) -> Iterator
         ]
         messages += [{"role": _ROLES[m.role], "content": m.content} for m in conversation.history]
         for turn in conversation.turns:
-            messages.append({"role": "user", "content": turn.user})
-            messages.append(
-                {
-                    "role": "model",
-                    "content": turn.response.text,
-                    "requires_clarification": not task.action(turn.action).ends_trajectory,
-                }
-            )
+            asks = not task.action(turn.action).ends_trajectory
+            messages += [
+                {"role": "user", "content": turn.user},
+                {"role": "model", "content": turn.response.text, "requires_clarification": asks},
+            ]
         yield {"messages": messages}
 
 

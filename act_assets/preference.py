@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from act_assets.conversation import ActionLabel, Conversation, PreferencePair, TurnState, once_per_prompt
+from act_assets.roles.generator import Generator
 from act_assets.roles.role import require_all
 from act_assets.seeds import derive_seed
 from act_assets.tasks.base import Task, messages_of
@@ -19,32 +19,10 @@ from resources.errors import ActError, DataError
 from resources.llm.base import LLMFailure
 
 
-class ConditionalGenerator(Protocol):
-    """M: writes a response that takes a given action."""
-
-    def generate(
-        self,
-        turns: Sequence[TurnState],
-        actions: Sequence[str],
-        seeds: Sequence[int],
-        on_done: Callable[[], None] | None = None,
-    ) -> list[str | LLMFailure]: ...
-
-
 class Annotator(Protocol):
     """G: names the action of a reference response."""
 
     def label(self, turns: Sequence[TurnState]) -> list[str | LLMFailure]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class PairsReport:
-    """What building the pairs came to. `identical` losing responses equalled the winning one and were dropped;
-    `wrong_action` ones read as another action than M was asked for, and were dropped."""
-
-    pairs: int
-    identical: int
-    wrong_action: int
 
 
 def annotate(task: Task, conversations: Sequence[Conversation], annotator: Annotator, source: str) -> list[ActionLabel]:
@@ -76,11 +54,15 @@ def rejected_action(task: Task, turn: TurnState, seed: int) -> str:
 def build_pairs(
     task: Task,
     turns: Sequence[TurnState],
-    generator: ConditionalGenerator,
+    generator: Generator,
     seed: int,
     on_done: Callable[[], None] | None = None,
-) -> tuple[list[PreferencePair], PairsReport]:
-    """Algorithm 1 over turns whose `action` is G's label. Raises RoleError where M failed for some turns."""
+) -> tuple[list[PreferencePair], dict[str, int]]:
+    """Algorithm 1 over turns whose `action` is G's label: the pairs, and what building them came to.
+
+    `identical` losing responses equalled the winning one and were dropped; `wrong_action` ones read as another
+    action than M was asked for, and were dropped. Raises RoleError where M failed for some turns.
+    """
     if not turns:
         raise DataError("no turns to build pairs from", where=f"task {task.name}", todo="choose a larger train size")
     rejected = [rejected_action(task, turn, seed) for turn in turns]
@@ -106,4 +88,4 @@ def build_pairs(
                     goal=turn.goal.text,
                 )
             )
-    return pairs, PairsReport(len(pairs), identical, wrong_action)
+    return pairs, {"pairs": len(pairs), "identical": identical, "wrong_action": wrong_action}

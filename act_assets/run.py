@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from act_assets.conversation import ActionLabel, Conversation, IntentSummary, TurnState
 from act_assets.home import act_home, memo_folder, prompts_folder
@@ -29,11 +29,8 @@ from resources.llm.service import CallSettings
 TRAIN_SIZES = (50, 100, 250)
 
 
-class Progress(Protocol):
-    """Shows long work: a context that gives a function to call after each item."""
-
-    def __call__(self, description: str, total: int) -> AbstractContextManager[Callable[[], None]]: ...
-
+Progress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
+"""Shows long work, by its description and the number of items: a context that gives a function to call after each."""
 
 Launcher = Callable[[Path], None]
 """Runs one training job, described by a JSON file, in a process of its own; raises TrainingError."""

@@ -66,7 +66,7 @@ def test_every_reading_has_a_pair_with_one_prompt_and_a_goal_of_its_own(pacific:
     generator = Writes()
     pairs, report = build_pairs(pacific, turns, generator, 0)
     assert generator.asked == [(t.turn_id, "ANSWER") for t in turns]
-    assert (report.pairs, report.identical, report.wrong_action) == (3, 0, 0)
+    assert report == {"pairs": 3, "identical": 0, "wrong_action": 0}
     assert [(p.turn_id, p.goal, p.rejected) for p in pairs] == [
         (t.turn_id, t.goal.text, f"for {t.turn_id}") for t in turns
     ]

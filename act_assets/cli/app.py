@@ -6,8 +6,6 @@ import atexit
 import os
 import sys
 import traceback
-from collections.abc import Callable
-from typing import Any
 
 import typer
 from rich.console import Console
@@ -71,18 +69,8 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not os.environ.get("ACT_DEBUG"):
         atexit.register(_end_quietly)  # the first to be registered is the last to run
-    _guarded(app)
-
-
-def _end_quietly() -> None:
-    """After everything else: DuckDB's binding lists, at the very end, what other libraries keep alive of it."""
-    sys.stderr.flush()
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-
-
-def _guarded(call: Callable[[], Any]) -> None:
     try:
-        call()
+        app()
     except ActError as error:
         if os.environ.get("ACT_DEBUG"):
             traceback.print_exc()
@@ -99,6 +87,12 @@ def _guarded(call: Callable[[], Any]) -> None:
         err.print(f"[bold red]unexpected error:[/] {what}", soft_wrap=True, highlight=False)
         err.print("  to do: run again with ACT_DEBUG=1 to see the traceback")
         sys.exit(1)
+
+
+def _end_quietly() -> None:
+    """After everything else: DuckDB's binding lists, at the very end, what other libraries keep alive of it."""
+    sys.stderr.flush()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 if __name__ == "__main__":

@@ -101,32 +101,28 @@ class ChatSession:
             raise ActError("nothing was said", todo="type a reply or a request")
         before = vars(self).copy()
         try:
-            if self.ended:
-                self._begin(text)
+            if self.ended:  # all that was said becomes history, and this request is open
+                history = (*self.turn.history, *(Message(u.speaker, u.text) for u in self.utterances))
+                if history[-1].role == "user":  # nothing was responded, and speakers have to alternate
+                    history = history[:-1]
+                self.turn = replace(
+                    self.turn,
+                    turn_id=f"{self.turn.prompt_id}/{next(self._ids)}",
+                    position=self.turn.position + 1,
+                    history=(*history, Message("user", text)),
+                    open_request=len(history),
+                    response=Reference(""),
+                    goal=Reference(""),
+                    clear_request=text,
+                    gold_replies=(),
+                )
+                self.utterances, self.ended, self.score, self.further = (), "", None, True
             else:
                 self.utterances = (*self.utterances, Utterance("user", text, ""))
             self.respond()
         except ActError:
             vars(self).update(before)
             raise
-
-    def _begin(self, request: str) -> None:
-        """All that was said becomes history, and `request` is open."""
-        history = (*self.turn.history, *(Message(u.speaker, u.text) for u in self.utterances))
-        if history[-1].role == "user":  # nothing was responded, and speakers have to alternate
-            history = history[:-1]
-        self.turn = replace(
-            self.turn,
-            turn_id=f"{self.turn.prompt_id}/{next(self._ids)}",
-            position=self.turn.position + 1,
-            history=(*history, Message("user", request)),
-            open_request=len(history),
-            response=Reference(""),
-            goal=Reference(""),
-            clear_request=request,
-            gold_replies=(),
-        )
-        self.utterances, self.ended, self.score, self.further = (), "", None, True
 
     def respond(self) -> None:
         """The policy responds to what has been said: at first to the example's request."""

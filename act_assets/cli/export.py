@@ -13,7 +13,7 @@ from act_assets.conversation import Conversation, PreferencePair
 from act_assets.methods import DEFAULT, get_method
 from act_assets.release.exports import messages_rows, preference_rows, write_jsonl
 from act_assets.rows import read_rows
-from act_assets.run import Run, make_run
+from act_assets.run import make_run
 from resources.artifacts import Key
 from resources.errors import ActError
 
@@ -42,30 +42,20 @@ def export(
     check_options(task, train_size, profile)
     chosen = get_method(method)
     run = make_run(profile, seed, task, train_size)
-    if what == "model":
-        export_checkpoint(run, chosen.name, to, adapter=adapter, push=push)
-    else:
-        export_rows(run, what, to)
-
-
-def export_rows(run: Run, what: str, to: Path) -> None:
-    """`act export messages` and `act export preferences`."""
     if what == "messages":
-        subset = run.store.require(Key("train_subset", run.task.name, run.train_size))
+        subset = run.store.require(Key("train_subset", task, train_size))
         rows = messages_rows(run.task, read_rows(subset.file("train.parquet"), Conversation))
-        lines = write_jsonl(to, rows)
-    else:
-        pairs = run.store.require(Key("contrastive_pairs", run.task.name, run.train_size))
+        typer.echo(f"{write_jsonl(to, rows)} lines in {to}")
+        return
+    if what == "preferences":
+        pairs = run.store.require(Key("contrastive_pairs", task, train_size))
         lines = write_jsonl(to, preference_rows(read_rows(pairs.file("pairs.parquet"), PreferencePair)))
-    typer.echo(f"{lines} lines in {to}")
-
-
-def export_checkpoint(run: Run, method: str, folder: Path, *, adapter: bool, push: str | None) -> None:
-    """`act export model`: writes the folder and says what to do with it."""
+        typer.echo(f"{lines} lines in {to}")
+        return
     from act_assets.release.publish import export_model  # huggingface_hub
 
-    folder = folder.expanduser()
-    card = export_model(run, method, folder, adapter=adapter, push=push)
+    folder = to.expanduser()
+    card = export_model(run, chosen.name, folder, adapter=adapter, push=push)
     sizes = [path.stat().st_size for path in folder.iterdir()]
     typer.echo(f"{len(sizes)} files, {size_text(sum(sizes))} in {folder}")
     if not card.data.get("eval_results"):

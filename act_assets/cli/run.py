@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Literal, cast
 
 import typer
 from rich.console import Console
@@ -63,14 +63,30 @@ def run(
     check_machine(make_run(profile, seed, task, train_size), [m.checkpoint for m in lineage(chosen)])
     started = time.monotonic()
     err.print(f"[bold]{task}|{train_size}[/]  method {method}, profile {profile}, seed {seed}")
-    with _announced():
+
+    def began(key: object) -> None:
+        err.print(f"  {key!s:<36} ...", highlight=False, markup=False)
+
+    def ended(key: object, reused: bool, seconds: float) -> None:
+        done = "up to date" if reused else f"made in {seconds:.1f} s"
+        err.print(f"  {key!s:<36} {done}", highlight=False, markup=False)
+
+    with announcing(began, ended):
         mode = cast(Literal["normal", "offline", "refresh"], memo)
         settings = ActSettings(profile=profile, seed=seed, memo=mode, max_cost=max_cost, max_calls=max_calls)
         made = materialize(task, train_size, settings, chosen)
     new = [name for name, facts in made.assets.items() if not facts["reused"]]
     _show(made)
-    if any(facts.get("llm_calls", 0) + facts.get("llm_hits", 0) for facts in made.assets.values()):
-        out.print(_spent(made), highlight=False)
+    calls, hits, cost, saved, failures = (
+        math.fsum(facts.get(f"llm_{name}", 0) for facts in made.assets.values())
+        for name in ("calls", "hits", "cost_usd", "saved_usd", "failures")
+    )
+    if calls or hits:
+        out.print(
+            f"LLM: {calls:,.0f} calls (${cost:,.4f}), {hits:,.0f} answers from the memo (${saved:,.4f} saved), "
+            f"{failures:,.0f} failures",
+            highlight=False,
+        )
     seconds = time.monotonic() - started
     if new:
         out.print(
@@ -78,16 +94,6 @@ def run(
         )
     else:
         out.print(f"nothing to recompute: all {len(made.assets)} assets are up to date, {seconds:.0f} s")
-
-
-def _spent(made: Made) -> str:
-    def total(name: str) -> float:
-        return math.fsum(facts.get(f"llm_{name}", 0) for facts in made.assets.values())
-
-    return (
-        f"LLM: {total('calls'):,.0f} calls (${total('cost_usd'):,.4f}), {total('hits'):,.0f} answers from the memo "
-        f"(${total('saved_usd'):,.4f} saved), {total('failures'):,.0f} failures"
-    )
 
 
 def plan(
@@ -103,11 +109,7 @@ def plan(
     lines = plan_of(make_run(profile, seed, task, train_size), get_method(method))
     if as_json:
         print(json.dumps([asdict(line) for line in lines], indent=1))
-    else:
-        _show_plan(lines)
-
-
-def _show_plan(lines: Sequence[PlanLine]) -> None:
+        return
     table = Table(box=None, header_style="")
     table.add_column("asset", no_wrap=True)
     table.add_column("role", no_wrap=True)
@@ -117,7 +119,7 @@ def _show_plan(lines: Sequence[PlanLine]) -> None:
         most = "≤ " if line.bound else ""
         asked = [f"{most}{line.calls:,}", "?" if line.bound else f"{line.memoized:,}", f"{most}{line.to_ask:,}"]
         tokens = [f"{most}{_short(line.prompt_tokens)}", f"{most}{_short(line.output_tokens)}"]
-        figures = [*asked, *tokens, _dollars(line.cost_usd, most)]
+        figures = [*asked, *tokens, "?" if line.cost_usd is None else f"{most}{line.cost_usd:,.2f}"]
         name = f"{line.asset} {line.partition}"
         table.add_row(name, line.role, *(["up to date"] if line.state == "up to date" else figures))
     out.print(table)
@@ -145,11 +147,7 @@ def _short(number: int) -> str:
 def _total(lines: Sequence[PlanLine]) -> str:
     if any(x.cost_usd is None for x in lines):
         return "price not known (docs/llm-calls.md says how to name it)"
-    return _dollars(sum(x.cost_usd or 0.0 for x in lines), "about $")
-
-
-def _dollars(amount: float | None, before: str) -> str:
-    return "?" if amount is None else f"{before}{amount:,.2f}"
+    return f"about ${sum(x.cost_usd or 0.0 for x in lines):,.2f}"
 
 
 def report(task: TaskOption = "pacific", profile: ProfileOption = "laptop", seed: SeedOption = 0) -> None:
@@ -159,17 +157,6 @@ def report(task: TaskOption = "pacific", profile: ProfileOption = "laptop", seed
     from act_assets.defs.resources import ActSettings
 
     _show(materialize(task, None, ActSettings(profile=profile, seed=seed)))
-
-
-def _announced() -> Any:
-    def began(key: object) -> None:
-        err.print(f"  {key!s:<36} ...", highlight=False, markup=False)
-
-    def ended(key: object, reused: bool, seconds: float) -> None:
-        done = "up to date" if reused else f"made in {seconds:.1f} s"
-        err.print(f"  {key!s:<36} {done}", highlight=False, markup=False)
-
-    return announcing(began, ended)
 
 
 def _show(made: Made) -> None:

@@ -9,7 +9,6 @@ import dagster as dg
 
 from act_assets.defs.metadata import failed_items, metadata_of
 from act_assets.defs.partitions import BY_TASK, BY_TASK_AND_SIZE, partition_of
-from act_assets.defs.prompts import prompt_key
 from act_assets.defs.resources import ActSettings
 from act_assets.pipeline.graph import STAGES
 from act_assets.pipeline.stage import Stage, run_stage
@@ -36,7 +35,7 @@ def _asset(stage: Stage) -> dg.AssetsDefinition:
         partitions_def=BY_TASK_AND_SIZE if stage.sized else BY_TASK,
         code_version=str(stage.version),
         # What a stage without inputs finds, it hangs on; the report finds what is above it anyway.
-        deps=[*(stage.inputs or stage.finds), *map(prompt_key, stage.prompts)],
+        deps=[*(stage.inputs or stage.finds), *(dg.AssetKey(["prompts", role]) for role in stage.prompts)],
         pool=stage.pool,
     )
     def materialize(context: dg.AssetExecutionContext, act: ActSettings) -> dg.MaterializeResult[Any]:

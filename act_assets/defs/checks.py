@@ -1,6 +1,6 @@
 """Asset checks: blocking before training, informing after it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import dagster as dg
 
@@ -10,6 +10,7 @@ from act_assets.defs.resources import ActSettings
 from act_assets.methods import TRAINED
 from act_assets.pipeline import checks
 from act_assets.pipeline.checks import Finding
+from act_assets.pipeline.data import LABELLED_SIDES
 from act_assets.pipeline.graph import STAGES
 from act_assets.pipeline.stage import stage_key
 from act_assets.rows import read_rows
@@ -29,29 +30,22 @@ def _points(artifact: Artifact) -> list[TrainingPoint]:
     return read_rows(artifact.file("history.parquet"), TrainingPoint)
 
 
-def _no_leak(run: Run, artifact: Artifact) -> Finding:
-    conversations = run.store.require(stage_key(STAGES["conversations"], run))
-    every = [
-        c for side in ("train", "validation") for c in read_rows(conversations.file(f"{side}.parquet"), Conversation)
-    ]
-    return checks.no_leak(_pairs(artifact), every)
-
-
 def _twins(artifact: Artifact) -> list[AmbiguousTwin]:
     return read_rows(artifact.file("twins.parquet"), AmbiguousTwin)
 
 
-def _targets_run(run: Run, artifact: Artifact) -> Finding:
-    return checks.targets_run(_twins(artifact), run.task, run.store.require(stage_key(STAGES["raw_dataset"], run)).path)
+def _conversations(artifact: Artifact, sides: Sequence[str]) -> list[Conversation]:
+    return [c for side in sides for c in read_rows(artifact.file(f"{side}.parquet"), Conversation)]
 
 
-def _balanced(run: Run, artifact: Artifact) -> Finding:
-    every = [c for side in SIDES for c in read_rows(artifact.file(f"{side}.parquet"), Conversation)]
-    return checks.balanced(every, run.task)
+def _artifact(asset: str, run: Run) -> Artifact:
+    return run.store.require(stage_key(STAGES[asset], run))
 
 
 PAIR_CHECKS: dict[str, Check] = {
-    "no_leak": _no_leak,
+    "no_leak": lambda run, a: checks.no_leak(
+        _pairs(a), _conversations(_artifact("conversations", run), LABELLED_SIDES)
+    ),
     "no_empty_response": lambda run, a: checks.no_empty_response(_pairs(a)),
     "chosen_differs_from_rejected": lambda run, a: checks.chosen_differs(_pairs(a)),
     "covers_all_actions": lambda run, a: checks.covers_actions(_pairs(a), run.task),
@@ -59,9 +53,9 @@ PAIR_CHECKS: dict[str, Check] = {
 BLOCKING: dict[str, dict[str, Check]] = {
     "ambiguous_requests": {
         "twins_differ": lambda run, a: checks.twins_differ(_twins(a)),
-        "targets_run": _targets_run,
+        "targets_run": lambda run, a: checks.targets_run(_twins(a), run.task, _artifact("raw_dataset", run).path),
     },
-    "conversations": {"balanced": _balanced},
+    "conversations": {"balanced": lambda run, a: checks.balanced(_conversations(a, SIDES), run.task)},
     "contrastive_pairs": PAIR_CHECKS,
     "validation_pairs": PAIR_CHECKS,
     **{m.checkpoint: {"finite_loss": lambda run, a: checks.finite_loss(_points(a))} for m in TRAINED},
@@ -79,12 +73,12 @@ def _check(asset: str, name: str, check: Check, *, blocking: bool) -> dg.AssetCh
         name=name,
         blocking=blocking,
         partitions_def=BY_TASK_AND_SIZE if stage.sized else BY_TASK,
-        description=" ".join((check.__doc__ or name.replace("_", " ")).split()),
+        description=name.replace("_", " "),
     )
     def run_check(context: dg.AssetCheckExecutionContext, act: ActSettings) -> dg.AssetCheckResult:
         task, train_size = partition_of(context)
         run = make_run(act.profile, act.seed, task, train_size)
-        finding = check(run, run.store.require(stage_key(stage, run)))
+        finding = check(run, _artifact(asset, run))
         return dg.AssetCheckResult(
             passed=finding.passed,
             severity=dg.AssetCheckSeverity.ERROR if blocking else dg.AssetCheckSeverity.WARN,

@@ -49,44 +49,30 @@ def materialize(task: str, train_size: int | None, settings: ActSettings, method
         observe_prompts(instance)
         for assets, partition in waves:
             wait_for_pools(instance)
-            _materialize(instance, assets, partition, settings, made)
+            result = dg.materialize(
+                [*PROMPTS, *ASSETS, *CHECKS],
+                selection=dg.AssetSelection.assets(*assets),
+                partition_key=partition,
+                instance=instance,
+                resources={"act": settings},
+                raise_on_error=False,
+                tags=process_stamp(),
+                run_config=QUIET,
+            )
+            failures = [event.step_failure_data for event in result.all_events if event.is_step_failure]
+            # Ctrl-C, which Dagster reports as a failure of the step.
+            if any(f.error is not None and f.error.cls_name == "DagsterExecutionInterruptedError" for f in failures):
+                raise KeyboardInterrupt
+            if not result.success:
+                raise ActError(_why(result))
+            for event in result.get_asset_materialization_events():
+                if event.asset_key is not None:
+                    metadata = event.materialization.metadata
+                    made.assets[event.asset_key.path[-1]] = {k: v.value for k, v in metadata.items()}
+            for check in result.get_asset_check_evaluations():
+                if not check.passed:
+                    made.failed_checks.append(f"{check.asset_key.path[-1]} {check.check_name}: {check.description}")
     return made
-
-
-def _materialize(
-    instance: dg.DagsterInstance,
-    assets: Sequence[dg.AssetsDefinition],
-    partition: str,
-    settings: ActSettings,
-    made: Made,
-) -> None:
-    result = dg.materialize(
-        [*PROMPTS, *ASSETS, *CHECKS],
-        selection=dg.AssetSelection.assets(*assets),
-        partition_key=partition,
-        instance=instance,
-        resources={"act": settings},
-        raise_on_error=False,
-        tags=process_stamp(),
-        run_config=QUIET,
-    )
-    if not result.success:
-        if any(_interrupted(event) for event in result.all_events):
-            raise KeyboardInterrupt
-        raise ActError(_why(result))
-    for event in result.get_asset_materialization_events():
-        if event.asset_key is not None:
-            metadata = event.materialization.metadata
-            made.assets[event.asset_key.path[-1]] = {k: v.value for k, v in metadata.items()}
-    for check in result.get_asset_check_evaluations():
-        if not check.passed:
-            made.failed_checks.append(f"{check.asset_key.path[-1]} {check.check_name}: {check.description}")
-
-
-def _interrupted(event: dg.DagsterEvent) -> bool:
-    """Whether a step was ended by Ctrl-C, which Dagster reports as a failure of the step."""
-    error = event.step_failure_data.error if event.is_step_failure else None
-    return error is not None and error.cls_name == "DagsterExecutionInterruptedError"
 
 
 def _why(result: dg.ExecuteInProcessResult) -> str:
@@ -123,28 +109,24 @@ def wait_for_pools(instance: dg.DagsterInstance, poll_s: float = 2.0) -> None:
 
     Dagster would wait inside the run instead: silently, and deaf to an interrupt.
     """
-    said: set[str] = set()
-    while holders := [h for pool in POOLS for h in _live_holders(instance, pool)]:
-        for pool, run_id in holders:
-            if run_id not in said:
-                said.add(run_id)
-                print(f"  waiting for run {run_id[:8]}, which holds the pool {pool} (see make ui)", file=sys.stderr)
+    storage, said = instance.event_log_storage, set()
+    while True:
+        live = 0
+        for pool in POOLS:
+            for run_id in {slot.run_id for slot in storage.get_concurrency_info(pool).claimed_slots}:
+                run = instance.get_run_by_id(run_id)
+                if run is None or run.is_finished or _is_gone(run):
+                    if run is not None and not run.is_finished:
+                        instance.report_run_failed(run, "the process of this run was ended")
+                    storage.free_concurrency_slots_for_run(run_id)
+                    continue
+                live += 1
+                if run_id not in said:
+                    said.add(run_id)
+                    print(f"  waiting for run {run_id[:8]}, which holds the pool {pool} (see make ui)", file=sys.stderr)
+        if not live:
+            return
         time.sleep(poll_s)
-
-
-def _live_holders(instance: dg.DagsterInstance, pool: str) -> list[tuple[str, str]]:
-    storage = instance.event_log_storage
-    claimed = {slot.run_id for slot in storage.get_concurrency_info(pool).claimed_slots}
-    live = []
-    for run_id in claimed:
-        run = instance.get_run_by_id(run_id)
-        if run is None or run.is_finished or _is_gone(run):
-            if run is not None and not run.is_finished:
-                instance.report_run_failed(run, "the process of this run was ended")
-            storage.free_concurrency_slots_for_run(run_id)
-        else:
-            live.append((pool, run_id))
-    return live
 
 
 def _is_gone(run: dg.DagsterRun) -> bool:

@@ -36,7 +36,7 @@ def metadata_of(result: StageResult) -> dict[str, Any]:
     }
     for name, value in {**artifact.facts, **result.published}.items():
         key = name.replace(" ", "_").replace("-", "_")
-        if _is_time(key):
+        if key == "seconds" or key.startswith(("share_", "overlapped_")):
             continue  # in the table `time`; and `seconds` are the artifact's
         if key == "llm_sample":
             shown[key] = _exchanges(value)
@@ -75,35 +75,30 @@ def _exchanges(samples: list[dict[str, Any]]) -> dg.MarkdownMetadataValue:
     return dg.MetadataValue.md("\n\n---\n\n".join(parts))
 
 
-def _conversations(artifact: Artifact) -> dict[str, Any]:
-    rows = read_rows(artifact.file("train.parquet"), Conversation)
-    return {"sample": dg.MetadataValue.md("\n\n---\n\n".join(map(_conversation, rows[:SAMPLES])))}
-
-
-def _conversation(conversation: Conversation) -> str:
-    lines = [f"**Conversation {conversation.conversation_id}**"]
-    for turn in conversation.turns:
-        lines += [
-            f"- **User:** {_inline(turn.user)}",
-            f"- **Assistant** ({turn.action}): {_inline(turn.response.text)}",
-        ]
-    return "\n".join(lines)
+def _labels_or_conversations(artifact: Artifact) -> dict[str, Any]:
+    if artifact.key.asset == "action_labels":
+        rows = read_rows(artifact.file("train.parquet"), ActionLabel)
+        rows += read_rows(artifact.file("validation.parquet"), ActionLabel)
+        names = sorted({name for r in rows for name in (r.gold, r.label)})
+        pairs = Counter((r.gold, r.label) for r in rows)
+        cells = [(gold, *(pairs[gold, label] for label in names)) for gold in names]
+        return {"confusion": _table(("gold \\ label", *names), cells)}
+    parts = []
+    for conversation in read_rows(artifact.file("train.parquet"), Conversation)[:SAMPLES]:
+        lines = [f"**Conversation {conversation.conversation_id}**"]
+        for turn in conversation.turns:
+            lines += [
+                f"- **User:** {_inline(turn.user)}",
+                f"- **Assistant** ({turn.action}): {_inline(turn.response.text)}",
+            ]
+        parts.append("\n".join(lines))
+    return {"sample": dg.MetadataValue.md("\n\n---\n\n".join(parts))}
 
 
 def _twins(artifact: Artifact) -> dict[str, Any]:
     rows = read_rows(artifact.file("twins.parquet"), AmbiguousTwin)[:TABLE_ROWS]
     cells = [(t.clear.strategy, t.clear.request, t.request, t.clarifying_question, t.clear.target) for t in rows]
     return {"sample": _table(("strategy", "clear request", "ambiguous request", "question", "target"), cells)}
-
-
-def _labels(artifact: Artifact) -> dict[str, Any]:
-    """Rows are gold, columns G's label."""
-    rows = read_rows(artifact.file("train.parquet"), ActionLabel)
-    rows += read_rows(artifact.file("validation.parquet"), ActionLabel)
-    names = sorted({name for r in rows for name in (r.gold, r.label)})
-    pairs = Counter((r.gold, r.label) for r in rows)
-    cells = [(gold, *(pairs[gold, label] for label in names)) for gold in names]
-    return {"confusion": _table(("gold \\ label", *names), cells)}
 
 
 def _intents(artifact: Artifact) -> dict[str, Any]:
@@ -125,10 +120,6 @@ def _training(artifact: Artifact) -> dict[str, Any]:
     if events.is_dir():
         shown["tensorboard"] = dg.MetadataValue.path(events)  # tensorboard --logdir PATH --host 127.0.0.1
     return shown
-
-
-def _is_time(fact: str) -> bool:
-    return fact == "seconds" or fact.startswith(("share_", "overlapped_"))
 
 
 def _times(facts: Mapping[str, Any]) -> dg.MarkdownMetadataValue | None:
@@ -169,10 +160,6 @@ def _leaderboard(artifact: Artifact) -> dict[str, Any]:
     rows = [r for r in read_rows(artifact.file("leaderboard.parquet"), LeaderboardRow) if r.metric == "macro F1"]
     cells = [(r.method, r.train_size, f"{r.value:.3f}", _interval(r.low, r.high), r.paper or "-") for r in rows]
     return {"macro_f1": _table(("method", "train size", "macro F1", "95 % interval", "paper"), cells)}
-
-
-def _labels_or_conversations(artifact: Artifact) -> dict[str, Any]:
-    return (_labels if artifact.key.asset == "action_labels" else _conversations)(artifact)
 
 
 # What an artifact has to show, by the file that it holds.

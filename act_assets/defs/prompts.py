@@ -5,8 +5,6 @@ Editing `act_assets/prompts/simulator/pacific.md` and observing makes exactly th
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import dagster as dg
 
 from act_assets.defs.partitions import BY_TASK
@@ -16,31 +14,23 @@ from act_assets.tasks import all_tasks
 from resources.errors import PromptError
 
 
-def prompt_key(role: str) -> dg.AssetKey:
-    """The key of a role's prompt asset."""
-    return dg.AssetKey(["prompts", role])
-
-
 def _observed(role: str) -> dg.SourceAsset:
     @dg.observable_source_asset(
-        key=prompt_key(role),
+        key=["prompts", role],
         partitions_def=BY_TASK,
         group_name="prompts",
         description=f"The prompt template of the role `{role}`: act_assets/prompts/{role}/<task>.md",
     )
     def observe() -> dg.DataVersionsByPartition:
-        folder = prompts_folder()
-        return dg.DataVersionsByPartition({task: _version(role, task, folder) for task in all_tasks()})
+        versions: dict[str, str] = {}
+        for task in all_tasks():
+            try:
+                versions[task] = prompt_hash(role, task, prompts_folder())
+            except PromptError:  # stops only the assets that render it, not the observation of all tasks
+                versions[task] = "missing"
+        return dg.DataVersionsByPartition(versions)
 
     return observe
-
-
-def _version(role: str, task: str, folder: Path) -> str:
-    """The hash of a prompt. A missing one stops only the assets that render it, not the observation of all tasks."""
-    try:
-        return prompt_hash(role, task, folder)
-    except PromptError:
-        return "missing"
 
 
 PROMPTS = [_observed(role) for role in ROLES]

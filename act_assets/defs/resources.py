@@ -80,7 +80,7 @@ class _PipesLauncher:
             try:
                 launch(self.compute, job, session.get_bootstrap_env_vars(), on_tick=live.tick)
             finally:
-                live.last()
+                live.tick(at_once=True)
 
 
 class _LiveFigures:
@@ -101,28 +101,18 @@ class _LiveFigures:
         self._waiting: dict[str, float] | None = None  # not emitted yet
         self._ended = False
 
-    def tick(self) -> None:
-        """Emits the newest figures, if there are new ones and the last ones are old enough."""
-        self._look(at_once=False)
-
-    def last(self) -> None:
-        """Emits what there is still to emit."""
-        self._look(at_once=True)
-
-    def _look(self, *, at_once: bool) -> None:
+    def tick(self, *, at_once: bool = False) -> None:
+        """Emits the newest figures, if there are new ones and (unless `at_once`) the last ones are old enough."""
         if self._ended:
             return
         try:
             self._waiting = self._tail.newest() or self._waiting
             if self._waiting and (at_once or self._clock() - self._emitted_at >= self._every_s):
-                self._emit(self._waiting)
+                context = self._context
+                partition = context.partition_key if context.has_partition_key else None
+                context.log_event(dg.AssetObservation(context.asset_key, partition=partition, metadata=self._waiting))
                 self._emitted_at, self._waiting = self._clock(), None
         except Exception as error:
             self._ended = True
             with contextlib.suppress(Exception):
                 self._context.log.warning(f"no further live figures of this training: {type(error).__name__}: {error}")
-
-    def _emit(self, figures: dict[str, float]) -> None:
-        context = self._context
-        partition = context.partition_key if context.has_partition_key else None
-        context.log_event(dg.AssetObservation(context.asset_key, partition=partition, metadata=figures))

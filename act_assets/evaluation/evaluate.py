@@ -11,7 +11,7 @@ included (appendix D), but for the turn-level score, which counts once for each 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from act_assets.conversation import Trajectory, TurnState
 from act_assets.metrics.actions import accuracy, bootstrap_macro_f1, confusion, macro_f1
 from act_assets.tasks.base import Scores, Task
 from act_assets.trajectory import ActionClassifier, ConversationPolicy, UserSimulator, dialogue_seeds, simulate
+from resources.artifacts import MANIFEST, Artifact
 from resources.errors import DataError, RoleError
 
 
@@ -296,3 +297,8 @@ def write_report(path: Path, report: EvaluationReport) -> None:
 def read_report(path: Path) -> EvaluationReport:
     """The report that `write_report` wrote."""
     return TypeAdapter(EvaluationReport).validate_json(path.read_bytes())
+
+
+def reports_in(artifacts: Iterable[Artifact]) -> list[EvaluationReport]:
+    """All evaluation reports of some artifacts."""
+    return [read_report(path) for a in artifacts for path in sorted(a.path.glob("*.json")) if path.name != MANIFEST]

@@ -10,39 +10,39 @@ there and as fractions here. `PAPER_TABLES` says which table a task is compared 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Protocol
 
 from act_assets.evaluation.evaluate import EvaluationReport
+from act_assets.profile import Profile
 
 PAPER_RESULTS = Path(__file__).with_name("paper-results.csv")
 NO_VALUE = "\N{EN DASH}"
 LEVELS = ("turn", "trajectory", "post-clarification")
 
 
-class MethodRow(Protocol):
-    """A trained method as leaderboard and report show it; every other method is a baseline.
+@dataclass(frozen=True, kw_only=True)
+class MethodRow:
+    """A trained method as leaderboard and report show it; every other method is a baseline."""
 
-    Its artifacts are `evaluation_<name>` and `<name>_checkpoint`. `paper_approach` is its name in
-    `paper-results.csv`, empty where the paper has no figures of it. It is compared with the method
-    that it `starts_from`, if that is one; `rollouts` says that its training samples from the policy.
-    """
+    name: str
+    title: str
+    full_name: str
+    paper_approach: str = ""  # its name in `paper-results.csv`; empty where the paper has no figures of it
+    starts_from: str = ""  # `base_policy`, or the method whose checkpoint it trains further and is compared with
+    rollout_epochs: Callable[[Profile], int] | None = None  # how often a training turn is simulated, at most
 
     @property
-    def name(self) -> str: ...
+    def checkpoint(self) -> str:
+        """The asset of its model."""
+        return f"{self.name}_checkpoint"
+
     @property
-    def title(self) -> str: ...
-    @property
-    def full_name(self) -> str: ...
-    @property
-    def paper_approach(self) -> str: ...
-    @property
-    def starts_from(self) -> str: ...
-    @property
-    def rollouts(self) -> bool: ...
+    def evaluation(self) -> str:
+        """The asset of its figures."""
+        return f"evaluation_{self.name}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from act_assets.evaluation.leaderboard import MethodRow
 from act_assets.profile import Optimisation, Profile
 from act_assets.roles.prompt import RoleName
 from act_assets.run import Run
@@ -22,7 +23,7 @@ Trained = tuple[dict[str, Any], list[TrainingPoint]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method:
+class Method(MethodRow):
     """A row of the result table, and how it comes about.
 
     A method that is trained has `train`, which writes `model/` into a folder, in a process of its own; it makes
@@ -30,13 +31,8 @@ class Method:
     a list of actions, one for each evaluated turn, by the name of each row; it makes `evaluation_<name>`.
     """
 
-    name: str
-    title: str
-    full_name: str
     summary: str  # one sentence for the asset's page
     section: str  # of the paper; empty where the method is not in it
-    paper_approach: str = ""  # what the paper's tables call it
-    starts_from: str = ""  # `base_policy`, or the method whose checkpoint it trains further
     pairs: str = ""  # how its contrastive pairs arise; empty for a method without
     loss: str = ""
     needs: tuple[str, ...] = ()  # assets it trains on beside its start, the train subset and the conversations
@@ -45,7 +41,6 @@ class Method:
     optimisation: Callable[[Profile], Optimisation] | None = None  # of these, for the model card
     details: Callable[[Run], list[tuple[str, Any]]] = lambda run: []  # further lines of the model card
     fingerprint: Callable[[Run], Any] = lambda run: None  # what else changes its outcome
-    rollout_epochs: Callable[[Profile], int] | None = None  # how often a training turn is simulated, at most
     train: Callable[[Run, Path], Trained] | None = None
     predict: Callable[[Run, Sequence[Any]], Mapping[str, Sequence[str]]] | None = None
     version: int = 1  # raise it when the code changes what comes out
@@ -61,21 +56,6 @@ class Method:
         return None if module.startswith("act_assets.") else modules_hash([module])
 
     @property
-    def checkpoint(self) -> str:
-        """The asset of its model."""
-        return f"{self.name}_checkpoint"
-
-    @property
     def start(self) -> str:
         """The asset of what it starts from."""
         return self.starts_from if self.starts_from == "base_policy" else f"{self.starts_from}_checkpoint"
-
-    @property
-    def rollouts(self) -> bool:
-        """Whether its training samples from the policy."""
-        return self.rollout_epochs is not None
-
-    @property
-    def evaluation(self) -> str:
-        """The asset of its figures."""
-        return f"evaluation_{self.name}"

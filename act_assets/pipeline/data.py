@@ -16,7 +16,6 @@ from act_assets.conversation import (
     Conversation,
     IntentSummary,
     PreferencePair,
-    TurnState,
 )
 from act_assets.metrics.actions import confusion
 from act_assets.preference import annotate, build_pairs
@@ -61,18 +60,20 @@ def build_ambiguous_requests(run: Run, folder: Path) -> dict[str, Any]:
     twins: list[AmbiguousTwin] = []
     facts: dict[str, Any] = {"twins": 0}
     if run.task.twins is not None:
-        clear, failing = clear_requests(run)
+        data = run.inputs["raw_dataset"].path
+        every = run.task.twins.requests(data, run.profile.ambiguous_requests.model_dump())
+        clear = [r for r in every if run.task.twins.problem(data, r) is None]
         perturber = roles_of(run).perturber()
         with run.progress("ambiguous requests", len(clear)) as done:
             texts = require_all(perturber.perturb(clear, done), "ambiguous requests")
         twins, dropped = read_twins(run.task.twins, clear, texts)
         sides, strategies = ([getattr(t.clear, name) for t in twins] for name in ("side", "strategy"))
         facts = {
-            "requests": len(clear) + failing,
+            "requests": len(every),
             "twins": len(twins),
             **{f"twins_{name}": sides.count(name) for name in SIDES},
             **{f"twins_{name}": strategies.count(name) for name in sorted(set(strategies))},
-            "dropped_target_fails": failing,
+            "dropped_target_fails": len(every) - len(clear),
             **{f"dropped_{name}": number for name, number in dropped.items()},
             **usage_facts(perturber.usage),
         }
@@ -86,17 +87,6 @@ def build_ambiguous_requests(run: Run, folder: Path) -> dict[str, Any]:
             )
     write_rows(folder / "twins.parquet", twins, AmbiguousTwin)
     return facts
-
-
-def clear_requests(run: Run) -> tuple[list[ClearRequest], int]:
-    """The clear requests that get a twin, and how many were left out because their target fails."""
-    maker = run.task.twins
-    if maker is None:
-        return [], 0
-    data = run.inputs["raw_dataset"].path
-    clear = maker.requests(data, run.profile.ambiguous_requests.model_dump())
-    usable = [r for r in clear if maker.problem(data, r) is None]
-    return usable, len(clear) - len(usable)
 
 
 def read_twins(
@@ -175,11 +165,19 @@ def build_intents(run: Run, folder: Path) -> dict[str, Any]:
     user's intents (appendix H), or the request in full and its target, which takes no call."""
     conversations = _side_conversations(run, evaluation_side(run) if "train_subset" not in run.inputs else "train")
     if run.task.grounding == "goal":
-        goals = goals_of(run, conversations)
-        rows = [IntentSummary(t.task, t.conversation_id, t.intent_id, text) for t, text in goals]
+        # The clear request, then the target (table A27).
+        rows = [
+            IntentSummary(t.task, t.conversation_id, t.intent_id, f"{t.clear_request}\n{t.goal.text}")
+            for t in turns_of(run, conversations)
+        ]
         write_rows(folder / "intents.parquet", rows, IntentSummary)
         return {"intents": len(rows)}
-    told = told_to_user(run, conversations, in_training="train_subset" in run.inputs)
+    told = [way for c in conversations for way in run.task.told(c)]
+    if "train_subset" in run.inputs:
+        # In training only turns that call for a reply are rolled out; an evaluated policy may ask anywhere.
+        turns = turns_of(run, conversations)
+        needed = {t.intent_id for t in turns if not run.task.action(t.action).ends_trajectory}
+        told = [(intent_id, c) for intent_id, c in told if intent_id in needed]
     summarizer = roles_of(run).intent_summarizer()
     with run.progress("intent summaries", len(told)) as done:
         texts = require_all(summarizer.summarize([c for _, c in told], done), "intent summaries")
@@ -189,27 +187,6 @@ def build_intents(run: Run, folder: Path) -> dict[str, Any]:
     ]
     write_rows(folder / "intents.parquet", rows, IntentSummary)
     return {"intents": len(rows), **usage_facts(summarizer.usage)}
-
-
-def told_to_user(
-    run: Run, conversations: Sequence[Conversation], *, in_training: bool = False
-) -> list[tuple[str, Conversation]]:
-    """(intent id, conversation) for every trajectory in which U may speak.
-
-    In training only turns that call for a reply are rolled out, so that nothing is asked about the others; an
-    evaluated policy may ask anywhere.
-    """
-    told = [way for c in conversations for way in run.task.told(c)]
-    if not in_training:
-        return told
-    turns = turns_of(run, conversations)
-    needed = {t.intent_id for t in turns if not run.task.action(t.action).ends_trajectory}
-    return [(intent_id, c) for intent_id, c in told if intent_id in needed]
-
-
-def goals_of(run: Run, conversations: Sequence[Conversation]) -> list[tuple[TurnState, str]]:
-    """Each turn with what U is told of it: the clear request, then the target (table A27)."""
-    return [(t, f"{t.clear_request}\n{t.goal.text}") for t in turns_of(run, conversations)]
 
 
 def build_contrastive_pairs(run: Run, folder: Path) -> dict[str, Any]:
@@ -223,7 +200,7 @@ def build_contrastive_pairs(run: Run, folder: Path) -> dict[str, Any]:
     write_rows(folder / "pairs.parquet", pairs, PreferencePair)
     directions = {f"pairs_{a.lower()}": sum(1 for p in pairs if p.action == a) for a in run.task.action_names}
     shown = {"in_context_conversations": generator.examples_shown}
-    return {"turns": len(turns), **shown, **asdict(report), **directions, **usage_facts(generator.usage)}
+    return {"turns": len(turns), **shown, **report, **directions, **usage_facts(generator.usage)}
 
 
 def _side_conversations(run: Run, side: str, *, labelled: bool = False) -> list[Conversation]:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from act_assets.evaluation.evaluate import (
     EvaluatedTurn,
-    EvaluationReport,
     Provenance,
     evaluate,
     evaluate_actions,
-    read_report,
+    reports_in,
     write_report,
 )
 from act_assets.evaluation.leaderboard import LeaderboardRow, leaderboard_rows
@@ -21,6 +19,7 @@ from act_assets.evaluation.report.evidence import Evidence
 from act_assets.evaluation.report.html import write_html
 from act_assets.methods import PREDICTORS, TRAINED
 from act_assets.methods.base import Method
+from act_assets.pipeline.stage import Build
 from act_assets.profile import Profile
 from act_assets.roles.build import describe, describe_labels, usage_facts
 from act_assets.rows import write_rows
@@ -40,8 +39,6 @@ from act_assets.training.policy import ModelPolicy, PromptEncoder, SamplingSetti
 from resources.artifacts import Artifact, Key
 from resources.errors import DataError
 from resources.files import atomic_file
-
-Build = Callable[[Run, Path], dict[str, Any]]
 
 
 def evaluation_of(method: Method) -> Build:
@@ -143,14 +140,9 @@ def named(run: Run) -> Any:
     return {"profile": profile.name, "action_supervision": describe_labels(profile), "judge": judge_identity(run)}
 
 
-def reports_in(inputs: Sequence[Artifact]) -> list[EvaluationReport]:
-    """All evaluation reports of some artifacts."""
-    return [read_report(path) for a in inputs for path in sorted(a.path.glob("*.json")) if path.name != "artifact.json"]
-
-
 def build_leaderboard(run: Run, folder: Path) -> dict[str, Any]:
     """One row per method, train size and metric, the paper's figure beside it."""
-    rows = leaderboard_rows(reports_in(list(run.inputs.values())), TRAINED)
+    rows = leaderboard_rows(reports_in(run.inputs.values()), TRAINED)
     if not rows:
         raise DataError(
             "nothing has been evaluated yet",
@@ -166,11 +158,6 @@ def build_report(run: Run, folder: Path) -> dict[str, Any]:
     found = {(a, int(s)): artifact for k, artifact in run.inputs.items() for a, _, s in [k.partition("@")] if s}
     evidence = Evidence(run.task, run.profile, run.seed, TRAIN_SIZES, found, TRAINED, PREDICTORS)
     return write_html(evidence, folder / "report.html")
-
-
-def page_fingerprint(run: Run) -> Any:
-    """What the page says of its run."""
-    return {"profile": run.profile.name, "settings": run.profile.digest(), "seed": run.seed}
 
 
 def publish_report(run: Run, artifact: Artifact) -> dict[str, Any]:

@@ -27,7 +27,6 @@ from act_assets.pipeline.evaluation import (
     evaluation_of,
     evaluation_settings,
     named,
-    page_fingerprint,
     predictions_of,
     publish_report,
 )
@@ -221,7 +220,7 @@ STAGES: dict[str, Stage] = {
             False,
             ("leaderboard",),
             build_report,
-            fingerprint=page_fingerprint,
+            fingerprint=lambda run: {"profile": run.profile.name, "settings": run.profile.digest(), "seed": run.seed},
             finds=(*EVALUATIONS, *(m.checkpoint for m in METHODS.values() if m.train), "contrastive_pairs"),
             publish=publish_report,
             summary="The static HTML page; also under ACT_HOME/reports.",

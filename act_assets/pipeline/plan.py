@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from act_assets.conversation import TurnState, Utterance
+from act_assets.conversation import Utterance
 from act_assets.methods import lineage
 from act_assets.methods.base import Method
 from act_assets.pipeline.graph import STAGES
@@ -51,14 +51,14 @@ class PlanLine:
     partition: str
     role: str
     model: str
-    state: str
-    calls: int
-    memoized: int
-    to_ask: int
-    bound: str
-    prompt_tokens: int
-    output_tokens: int
-    cost_usd: float | None
+    state: str = "up to date"
+    calls: int = 0
+    memoized: int = 0
+    to_ask: int = 0
+    bound: str = ""
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    cost_usd: float | None = 0.0
 
 
 class Recorder:
@@ -89,17 +89,14 @@ class _RecordingLLM(LLM):
         results: list[LLMResult] = []
         for key, request in zip(keys, requests, strict=True):
             self.recorder.asked.setdefault(request.role, []).append((key, request))
-            results.append(found[key].response() if key in found else _stand_in(request))
+            try:
+                answer = found[key].response() if key in found else None
+                results.append(answer or LLMResponse(answer_by_rule(request.context), request.model))
+            except ProviderError as error:  # a task without a rule for this role
+                results.append(LLMFailure("rejected", str(error), False, request.label))
             if on_done:
                 on_done()
         return results
-
-
-def _stand_in(request: LLMRequest) -> LLMResult:
-    try:
-        return LLMResponse(answer_by_rule(request.context), request.model)
-    except ProviderError as error:  # a task without a rule for this role
-        return LLMFailure("rejected", str(error), False, request.label)
 
 
 def plan(run: Run, method: Method) -> list[PlanLine]:
@@ -119,14 +116,22 @@ def plan(run: Run, method: Method) -> list[PlanLine]:
             made = up_to_date(STAGES, stage.name, run, known)
             if made is not None:
                 scratch.store.build(made.key, {"copied": made.content_hash}, _linked(made))
-                lines += [_done(run, stage, role) for role in stage.prompts if _is_asked(run, role)]
+                played = [r for r in stage.prompts if r in run.profile.roles.played() and run.task.asks(r)]
+                lines += [_done(run, stage, role) for role in played]
                 continue
+            known_after = True
             try:
                 run_stage(STAGES, stage.name, replace(scratch, open_llm=recorder))
             except RoleError:  # without a stand-in for its answers, what comes after it is not known
-                lines += _counted(run, stage, recorder, planned)
+                known_after = False
+            for name, asked in recorder.asked.items():
+                fresh = {k: r for k, r in asked if k not in recorder.memoized and k not in planned}
+                planned |= fresh.keys()
+                memoized = sum(key in recorder.memoized for key, _ in asked)
+                tokens = sum(map(_prompt_tokens, fresh.values()))
+                lines.append(_line(run, stage, name, recorder.memo, len(asked), memoized, len(fresh), tokens))
+            if not known_after:
                 break
-            lines += _counted(run, stage, recorder, planned)
         else:
             artifacts = {n: scratch.store.find(stage_key(s, run)) for n, s in STAGES.items()}
             inputs = {name: artifact for name, artifact in artifacts.items() if artifact is not None}
@@ -153,67 +158,43 @@ def _linked(artifact: Artifact) -> Callable[[Path], Mapping[str, Any]]:
     return fill
 
 
-def _is_asked(run: Run, role: str) -> bool:
-    return role in run.profile.roles.played() and run.task.asks(role)
-
-
-def _counted(run: Run, stage: Stage, recorder: Recorder, planned: set[str]) -> list[PlanLine]:
-    """The questions that a stage asked, role by role."""
-    lines = []
-    for name, asked in recorder.asked.items():
-        fresh = {k: r for k, r in asked if k not in recorder.memoized and k not in planned}
-        planned |= fresh.keys()
-        memoized = sum(key in recorder.memoized for key, _ in asked)
-        prompt_tokens = sum(map(_prompt_tokens, fresh.values()))
-        lines.append(_line(run, stage, name, len(asked), memoized, len(fresh), "", prompt_tokens, recorder.memo))
-    return lines
-
-
 def _bounds(scratch: Run, run: Run, method: Method, known: dict[Key, Artifact | None]) -> list[PlanLine]:
     """What trainings and evaluations ask at most: the policy decides which turns are replied to, and how often."""
     train = turns_of(run, train_subset(scratch))
     clarifying = [t for t in train if not run.task.action(t.action).ends_trajectory]
     evaluated = evaluated_turns(scratch)
+    most, word = run.profile.act.max_clarifications, "word " * TURN_TOKENS
+    said = (Utterance("assistant", word, ""),)
     lines = []
     for each in lineage(method):
         epochs = each.rollout_epochs(run.profile) if each.rollout_epochs else 0
-        for name, turns, replied, times in (
+        for asset, turns, replied, times in (
             # In training only turns that call for a clarification are rolled out; in evaluation, all may be.
             *([(each.checkpoint, train, clarifying, epochs)] if epochs else []),
             (each.evaluation, evaluated, evaluated, 1),
         ):
-            lines += _bound(scratch, run, STAGES[name], turns, replied, times, known)
-    return lines
-
-
-def _bound(
-    scratch: Run,
-    run: Run,
-    stage: Stage,
-    turns: Sequence[TurnState],
-    replied: Sequence[TurnState],
-    times: int,
-    known: dict[Key, Artifact | None],
-) -> list[PlanLine]:
-    most, word = run.profile.act.max_clarifications, "word " * TURN_TOKENS
-    recorder = Recorder(run, memo_at(run.calls.memo_folder))
-    roles = roles_of(replace(scratch, open_llm=recorder))
-    said = (Utterance("assistant", word, ""),)
-    roles.simulator().reply(replied, [word] * len(replied), [said] * len(replied))
-    roles.classifier(train_subset(scratch)).classify(turns, [word] * len(turns))
-    counts = {"simulator": times * most * len(replied), "classifier": times * (len(turns) + most * len(replied))}
-    each = f"{times} times" if times > 1 else "once"
-    reasons = {
-        "simulator": f"{len(replied)} turns, simulated {each}, clarify up to {most} times, as the policy decides",
-        "classifier": f"{len(turns)} first responses, and one after every reply of the user, simulated {each}",
-    }
-    if up_to_date(STAGES, stage.name, run, known) is not None:
-        return [_done(run, stage, role) for role in recorder.asked]
-    lines = []
-    for name, asked in recorder.asked.items():
-        number = counts[name]
-        tokens = round(sum(_prompt_tokens(r) for _, r in asked) / len(asked) * number)
-        lines.append(_line(run, stage, name, number, 0, number, reasons[name], tokens, recorder.memo))
+            stage, recorder = STAGES[asset], Recorder(run, memo_at(run.calls.memo_folder))
+            roles = roles_of(replace(scratch, open_llm=recorder))
+            roles.simulator().reply(replied, [word] * len(replied), [said] * len(replied))
+            roles.classifier(train_subset(scratch)).classify(turns, [word] * len(turns))
+            if up_to_date(STAGES, asset, run, known) is not None:
+                lines += [_done(run, stage, role) for role in recorder.asked]
+                continue
+            simulated = f"simulated {times} times" if times > 1 else "simulated once"
+            counts = {
+                "simulator": (
+                    times * most * len(replied),
+                    f"{len(replied)} turns, {simulated}, clarify up to {most} times, as the policy decides",
+                ),
+                "classifier": (
+                    times * (len(turns) + most * len(replied)),
+                    f"{len(turns)} first responses, and one after every reply of the user, {simulated}",
+                ),
+            }
+            for name, asked in recorder.asked.items():
+                number, bound = counts[name]
+                tokens = round(sum(_prompt_tokens(r) for _, r in asked) / len(asked) * number)
+                lines.append(_line(run, stage, name, recorder.memo, number, 0, number, tokens, bound))
     return lines
 
 
@@ -221,20 +202,23 @@ def _line(
     run: Run,
     stage: Stage,
     name: str,
+    memo: Memo,
     calls: int,
     memoized: int,
     to_ask: int,
-    bound: str,
     prompt_tokens: int,
-    memo: Memo,
+    bound: str = "",
 ) -> PlanLine:
     role = run.profile.roles.played()[name]
-    output_tokens = round(_output_tokens(memo, role, name) * to_ask)
-    return PlanLine(
-        asset=stage.name,
-        partition=stage_key(stage, run).partition,
-        role=name,
-        model=f"{role.provider} ({role.model})",
+    # Tokens of an answer: the mean of this role's answers in the memo, else the most there can be.
+    rows = memo.database.query(
+        "SELECT avg(output_tokens) FROM answers WHERE role = ? AND provider = ? AND model = ?",
+        [name, role.provider, role.model],
+    )
+    mean = rows[0][0] if rows else None
+    output_tokens = round(float(mean or role.max_output_tokens) * to_ask)
+    return replace(
+        _done(run, stage, name),
         state="to make",
         calls=calls,
         memoized=memoized,
@@ -247,21 +231,9 @@ def _line(
 
 
 def _done(run: Run, stage: Stage, name: str) -> PlanLine:
-    role, partition = run.profile.roles.played()[name], stage_key(stage, run).partition
-    return PlanLine(
-        stage.name, partition, name, f"{role.provider} ({role.model})", "up to date", 0, 0, 0, "", 0, 0, 0.0
-    )
+    role = run.profile.roles.played()[name]
+    return PlanLine(stage.name, stage_key(stage, run).partition, name, f"{role.provider} ({role.model})")
 
 
 def _prompt_tokens(request: LLMRequest) -> int:
     return sum(estimate_tokens(m.content) for m in request.messages)
-
-
-def _output_tokens(memo: Memo, role: LLMRole, name: str) -> float:
-    """Tokens of an answer: the mean of this role's answers in the memo, else the most there can be."""
-    rows = memo.database.query(
-        "SELECT avg(output_tokens) FROM answers WHERE role = ? AND provider = ? AND model = ?",
-        [name, role.provider, role.model],
-    )
-    mean = rows[0][0] if rows else None
-    return float(mean) if mean else float(role.max_output_tokens)

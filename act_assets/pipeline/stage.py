@@ -123,26 +123,23 @@ def up_to_date(
     carries what is found from one question to the next, so that each artifact is looked at once.
     """
     known = {} if known is None else known
-    key = stage_key(stages[name], run)
-    if key not in known:
-        known[key] = _up_to_date(stages, stages[name], run, known)
-    return known[key]
-
-
-def _up_to_date(
-    stages: Mapping[str, Stage], stage: Stage, run: Run, known: dict[Key, Artifact | None]
-) -> Artifact | None:
-    found = run.store.find(stage_key(stage, run))
-    if found is None:
-        return None
+    stage = stages[name]
+    key = stage_key(stage, run)
+    if key in known:
+        return known[key]
+    known[key] = None
+    found = run.store.find(key)
     inputs: dict[str, Artifact] = {}
-    for needed in stage.inputs:
+    for needed in stage.inputs if found else ():
         artifact = up_to_date(stages, needed, run, known)
         if artifact is None:
             return None
         inputs[needed] = artifact
-    run = replace(run, inputs=inputs | _found(stages, stage, run, known))
-    return found if identity_hash(_identity(stage, run)) == found.identity_hash else None
+    if found is not None:
+        made_from = replace(run, inputs=inputs | _found(stages, stage, run, known))
+        if identity_hash(_identity(stage, made_from)) == found.identity_hash:
+            known[key] = found
+    return known[key]
 
 
 def _found(
@@ -159,6 +156,7 @@ def _found(
 
 def _identity(stage: Stage, run: Run) -> dict[str, Any]:
     """Everything that can change what a stage makes; `run.inputs` are its inputs."""
+    played = run.profile.roles.played()
     return {
         "asset": stage.name,
         "partition": stage_key(stage, run).partition,
@@ -166,15 +164,14 @@ def _identity(stage: Stage, run: Run) -> dict[str, Any]:
         "seed": run.seed if stage.seeded else None,
         "settings": _without_transport(stage.settings(run.profile)),
         "task": source_hash(run.task),
-        "prompts": {role: _prompt_version(role, run) for role in stage.prompts},
+        # A role that a rule plays renders no prompt.
+        "prompts": {
+            role: prompt_hash(role, run.task.name, run.prompts_dir) if role in played else "not asked"
+            for role in stage.prompts
+        },
         "inputs": {name: artifact.content_hash for name, artifact in sorted(run.inputs.items())},
         "fingerprint": stage.fingerprint(run),
     }
-
-
-def _prompt_version(role: str, run: Run) -> str:
-    """The hash of a prompt that is rendered; a role that a rule plays renders none."""
-    return prompt_hash(role, run.task.name, run.prompts_dir) if role in run.profile.roles.played() else "not asked"
 
 
 Began = Callable[[Key], None]

@@ -12,13 +12,13 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from act_assets.methods import TRAINED
 from act_assets.methods.base import Trained
+from act_assets.pipeline.stage import Build
 from act_assets.profile import Profile
 from act_assets.progress import bars
 from act_assets.rows import write_rows
@@ -39,7 +39,7 @@ UNEXPECTED = (
 )
 
 
-def training_of(stage: str) -> Callable[[Run, Path], dict[str, Any]]:
+def training_of(stage: str) -> Build:
     """The build of a stage that trains: hands the work to a process, and reads the facts that it leaves behind."""
 
     def build(run: Run, folder: Path) -> dict[str, Any]:
@@ -112,28 +112,10 @@ def run_job(stage: str, run: Run, folder: Path) -> dict[str, Any]:
         return {}
     if points:
         write_rows(folder / "history.parquet", points, TrainingPoint)
-    facts = {**facts, **_versions()}
+    facts = {**facts, **{f"version_{name}": version(name) for name in ("torch", "transformers", "trl")}}
     (folder / "logs").mkdir(exist_ok=True)
     (folder / "logs" / "facts.json").write_text(json.dumps(facts, indent=1, allow_nan=False) + "\n")
     return facts
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {f"version_{name}": version(name) for name in ("torch", "transformers", "trl")}
-
-
-@contextmanager
-def _reporting() -> Iterator[Callable[[str], None]]:
-    """A log into the Dagster run that launched this process, or into nothing; of several processes the first logs."""
-    if "DAGSTER_PIPES_CONTEXT" not in os.environ or not is_first_process():
-        yield lambda message: None
-        return
-    from dagster_pipes import open_dagster_pipes
-
-    with open_dagster_pipes() as pipes:
-        yield pipes.log.info
 
 
 def main(arguments: list[str]) -> int:
@@ -151,8 +133,14 @@ def main(arguments: list[str]) -> int:
     try:
         stage, run, folder = read_job(path)
         join_processes()
-        with _reporting() as log:
-            log(f"{stage}: {run_job(stage, run, folder)}")
+        # Of several processes the first logs, into the Dagster run that launched this process, if any.
+        if "DAGSTER_PIPES_CONTEXT" in os.environ and is_first_process():
+            from dagster_pipes import open_dagster_pipes
+
+            with open_dagster_pipes() as pipes:
+                pipes.log.info(f"{stage}: {run_job(stage, run, folder)}")
+        else:
+            run_job(stage, run, folder)
     except Exception as error:
         known = isinstance(error, ActError)
         said = str(error) if known else f"{stage} failed: {type(error).__name__}: {error}\n  to do: {UNEXPECTED}"

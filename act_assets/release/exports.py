@@ -17,7 +17,6 @@ from act_assets.tasks.base import Task
 from resources.errors import ActError
 from resources.files import atomic_file
 
-_SPEAKERS = {"user": "User", "assistant": "Assistant"}
 _ROLES = {"user": "user", "assistant": "model"}
 
 
@@ -29,14 +28,11 @@ def messages_rows(task: Task, conversations: Sequence[Conversation]) -> Iterator
         ]
         messages += [{"role": _ROLES[m.role], "content": m.content} for m in conversation.history]
         for turn in conversation.turns:
-            messages.append({"role": "user", "content": turn.user})
-            messages.append(
-                {
-                    "role": "model",
-                    "content": turn.response.text,
-                    "requires_clarification": not task.action(turn.action).ends_trajectory,
-                }
-            )
+            asks = not task.action(turn.action).ends_trajectory
+            messages += [
+                {"role": "user", "content": turn.user},
+                {"role": "model", "content": turn.response.text, "requires_clarification": asks},
+            ]
         yield {"messages": messages}
 
 
@@ -44,7 +40,7 @@ def preference_rows(pairs: Sequence[PreferencePair]) -> Iterator[dict[str, str]]
     """`input_text` is a transcript, `gold_target` r, `gold_trajectory` g; policies are actions."""
     for pair in pairs:
         system, *history = pair.prompt
-        transcript = "\n".join(f"{_SPEAKERS[m.role]}: {m.content}" for m in history)
+        transcript = "\n".join(f"{m.role.capitalize()}: {m.content}" for m in history)
         yield {
             "input_text": f"{system.content}\n{transcript}",
             "output_text": pair.chosen,

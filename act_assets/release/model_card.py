@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -19,13 +19,13 @@ from typing import Any
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, metadata_load, try_to_load_from_cache
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from act_assets.evaluation.evaluate import EvaluationReport, Metric, read_report
+from act_assets.evaluation.evaluate import Metric, read_report
 from act_assets.evaluation.leaderboard import show
 from act_assets.methods import get_method, lineage
 from act_assets.methods.base import Method
 from act_assets.pipeline.graph import STAGES
 from act_assets.pipeline.stage import up_to_date
-from act_assets.profile import Optimisation, Profile, profile_names
+from act_assets.profile import Profile, profile_names
 from act_assets.roles.build import describe_labels
 from act_assets.run import Run
 from act_assets.tasks import is_own
@@ -99,7 +99,19 @@ def model_card(
     assert raw is not None and start is not None, "a checkpoint is made from them"
     base, data = _base(run.profile, start, hub), _data(run, raw)
     report = None if found is None else read_report(found.file("report.json"))
-    results = _eval_results(report, data.name) if report else []
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=report.task,
+            dataset_name=data.name,
+            dataset_split=report.side,
+            metric_type="f1" if metric.name == "macro F1" else re.sub(r"\W+", "_", metric.name.lower()),
+            metric_name=metric.name,
+            metric_value=round(metric.value, 4),
+        )
+        for metric in (report.metrics if report else ())
+        if report and metric.value is not None
+    ]
     licence, licence_name = hub_licence(base.licence, data.licence)
     title = f"{of.title}{' adapter' if adapter else ''} for {data.name}"
     meta = ModelCardData(
@@ -175,23 +187,6 @@ def hub_licence(base: str | None, data: str | None) -> tuple[str, str | None]:
     return "other", "-and-".join(re.sub(r"[^a-z0-9.]+", "-", part.lower()) for part in parts)
 
 
-def _eval_results(report: EvaluationReport, data: str) -> list[EvalResult]:
-    """The figures as the hub's `model-index` has them."""
-    return [
-        EvalResult(
-            task_type="text-generation",
-            dataset_type=report.task,
-            dataset_name=data,
-            dataset_split=report.side,
-            metric_type="f1" if metric.name == "macro F1" else re.sub(r"\W+", "_", metric.name.lower()),
-            metric_name=metric.name,
-            metric_value=round(metric.value, 4),
-        )
-        for metric in report.metrics
-        if metric.value is not None
-    ]
-
-
 def _figure(metric: Metric) -> str:
     known = metric.low is not None and metric.high is not None
     return show(metric.value) + (f" [{metric.low:.3f}, {metric.high:.3f}]" if known else "")
@@ -249,7 +244,14 @@ def _training(run: Run, line: Sequence[tuple[Method, Artifact | None]], base: Ar
     rows: list[tuple[str, Any]] = []
     for method, trained in line:
         if method.optimisation is not None:
-            rows += _optimisation(method.title, method.optimisation(profile), trained.facts if trained else {})
+            settings, facts = method.optimisation(profile), trained.facts if trained else {}
+            rows += [
+                (f"{method.title} epochs", settings.epochs),
+                (f"{method.title} learning rate", facts.get("learning_rate", settings.learning_rate)),
+                (f"{method.title} batch size", settings.batch_size),
+                (f"{method.title} weight decay, warm-up", f"{settings.weight_decay:g}, {settings.warm_up_ratio:g}"),
+                *((f"{method.title} {name}", facts.get(key)) for key, name in _FACTS.items()),
+            ]
         rows += method.details(run)
     artifact = line[-1][1]
     assert artifact is not None
@@ -264,16 +266,6 @@ def _training(run: Run, line: Sequence[tuple[Method, Artifact | None]], base: Ar
         ("libraries", ", ".join(f"{k.removeprefix('version_')} {v}" for k, v in versions)),
     ]
     return [(name, without_paths(_shown(value))) for name, value in rows if value not in (None, "")]
-
-
-def _optimisation(stage: str, settings: Optimisation, facts: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    return [
-        (f"{stage} epochs", settings.epochs),
-        (f"{stage} learning rate", facts.get("learning_rate", settings.learning_rate)),
-        (f"{stage} batch size", settings.batch_size),
-        (f"{stage} weight decay, warm-up", f"{settings.weight_decay:g}, {settings.warm_up_ratio:g}"),
-        *((f"{stage} {name}", facts.get(key)) for key, name in _FACTS.items()),
-    ]
 
 
 def _shown(value: Any) -> str:

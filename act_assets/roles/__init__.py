@@ -6,22 +6,13 @@ order, where a failed item is an `LLMFailure` and never a text.
 
 from __future__ import annotations
 
-from act_assets.roles.annotator import Annotator, GoldAnnotator, RuleAnnotator
-from act_assets.roles.classifier import Classifier, RuleClassifier
-from act_assets.roles.embedded import EmbeddedProvider
-from act_assets.roles.generator import Generator
-from act_assets.roles.intent import IntentSummarizer
-from act_assets.roles.simulator import GoldUser, Simulator
-
-__all__ = [
-    "Annotator",
-    "Classifier",
-    "EmbeddedProvider",
-    "Generator",
-    "GoldAnnotator",
-    "GoldUser",
-    "IntentSummarizer",
-    "RuleAnnotator",
-    "RuleClassifier",
-    "Simulator",
-]
+from act_assets.roles.annotator import Annotator as Annotator
+from act_assets.roles.annotator import GoldAnnotator as GoldAnnotator
+from act_assets.roles.annotator import RuleAnnotator as RuleAnnotator
+from act_assets.roles.classifier import Classifier as Classifier
+from act_assets.roles.classifier import RuleClassifier as RuleClassifier
+from act_assets.roles.embedded import EmbeddedProvider as EmbeddedProvider
+from act_assets.roles.generator import Generator as Generator
+from act_assets.roles.intent import IntentSummarizer as IntentSummarizer
+from act_assets.roles.simulator import GoldUser as GoldUser
+from act_assets.roles.simulator import Simulator as Simulator

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from act_assets.conversation import TurnState
-from act_assets.roles.role import AnnotatorContext, Labeller, OnDone, RoleResult, WithoutModel
+from act_assets.roles.role import AnnotatorContext, Labeller, RoleResult, WithoutModel
 from act_assets.tasks.base import Task
 from resources.llm.base import LLMRequest
 
@@ -19,17 +19,17 @@ class Annotator(Labeller):
         """The requests that `label` sends."""
         return [self.question(turn, turn.response.text, AnnotatorContext(turn)) for turn in turns]
 
-    def label(self, turns: Sequence[TurnState], on_done: OnDone | None = None) -> list[RoleResult]:
+    def label(self, turns: Sequence[TurnState]) -> list[RoleResult]:
         """The action name of each reference response, in order."""
-        return self.answers(self.requests(turns), on_done)
+        return self.answers(self.requests(turns))
 
 
 class GoldAnnotator(WithoutModel):
     """G as the dataset has it: its own labels."""
 
-    def label(self, turns: Sequence[TurnState], on_done: OnDone | None = None) -> list[RoleResult]:
+    def label(self, turns: Sequence[TurnState]) -> list[RoleResult]:
         """The annotated action of each turn, in order."""
-        return self.results((turn.action for turn in turns), on_done)
+        return [turn.action for turn in turns]
 
 
 class RuleAnnotator(WithoutModel):
@@ -38,6 +38,6 @@ class RuleAnnotator(WithoutModel):
     def __init__(self, task: Task) -> None:
         self.task = task
 
-    def label(self, turns: Sequence[TurnState], on_done: OnDone | None = None) -> list[RoleResult]:
+    def label(self, turns: Sequence[TurnState]) -> list[RoleResult]:
         """The action that the text of each reference response takes, in order."""
-        return self.results((self.task.judge.rule_action(t.response.text) for t in turns), on_done)
+        return [self.task.judge.rule_action(t.response.text) for t in turns]

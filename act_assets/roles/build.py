@@ -148,16 +148,8 @@ def describe_labels(profile: Profile) -> str:
 
 def usage_facts(usage: Usage) -> dict[str, Any]:
     """What the calls of some roles came to, as facts of an artifact; dollars are rounded to a millionth."""
-    facts: dict[str, Any] = {
-        "llm_calls": usage.calls,
-        "llm_hits": usage.hits,
-        "llm_failures": usage.failures,
-        "llm_retries": usage.retries,
-        "llm_prompt_tokens": usage.prompt_tokens,
-        "llm_output_tokens": usage.output_tokens,
-        "llm_cost_usd": round(usage.cost_usd, 6),
-        "llm_saved_usd": round(usage.saved_usd, 6),
-    }
+    names = ("calls", "hits", "failures", "retries", "prompt_tokens", "output_tokens", "cost_usd", "saved_usd")
+    facts: dict[str, Any] = {f"llm_{name}": round(getattr(usage, name), 6) for name in names}
     if usage.samples:
         facts["llm_sample"] = [asdict(s) for s in usage.samples]
     return facts

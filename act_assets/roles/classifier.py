@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from act_assets.conversation import Conversation, TurnState
 from act_assets.roles.prompt import Example, conversation_lines, grounding_text
-from act_assets.roles.role import ClassifierContext, Labeller, OnDone, RoleResult, WithoutModel
+from act_assets.roles.role import ClassifierContext, Labeller, RoleResult, WithoutModel
 from act_assets.tasks.base import Task
 from resources.llm.base import LLMRequest
 
@@ -32,11 +32,9 @@ class Classifier(Labeller):
             for turn, text in zip(turns, responses, strict=True)
         ]
 
-    def classify(
-        self, turns: Sequence[TurnState], responses: Sequence[str], on_done: OnDone | None = None
-    ) -> list[RoleResult]:
+    def classify(self, turns: Sequence[TurnState], responses: Sequence[str]) -> list[RoleResult]:
         """The action name of each response, in order."""
-        return self.answers(self.requests(turns, responses), on_done)
+        return self.answers(self.requests(turns, responses))
 
 
 class RuleClassifier(WithoutModel):
@@ -45,9 +43,6 @@ class RuleClassifier(WithoutModel):
     def __init__(self, task: Task) -> None:
         self.task = task
 
-    def classify(
-        self, turns: Sequence[TurnState], responses: Sequence[str], on_done: OnDone | None = None
-    ) -> list[RoleResult]:
+    def classify(self, turns: Sequence[TurnState], responses: Sequence[str]) -> list[RoleResult]:
         """The action name of each response, in order."""
-        rule = self.task.judge.rule_action
-        return self.results((rule(text) for _, text in zip(turns, responses, strict=True)), on_done)
+        return [self.task.judge.rule_action(text) for _, text in zip(turns, responses, strict=True)]

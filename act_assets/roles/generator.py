@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from act_assets.conversation import TurnState
-from act_assets.roles.prompt import Line, grounding_text, history_lines
+from act_assets.roles.prompt import grounding_text, history_lines
 from act_assets.roles.role import GeneratorContext, OnDone, Role, RoleResult, spoken
 from resources.llm.base import LLMRequest
 
@@ -32,7 +32,13 @@ class Generator(Role):
                 seed,
                 examples=self.examples_apart_from(turn),
                 grounding=grounding_text(turn.context),
-                lines=[self._narrated(line) for line in history_lines(turn.history)],
+                # A prompt carries no labels of earlier turns; the rule says what they did.
+                lines=[
+                    replace(line, action=self.task.action(self.task.judge.rule_action(line.text)))
+                    if line.speaker == "Assistant"
+                    else line
+                    for line in history_lines(turn.history)
+                ],
                 action=self.task.action(action),
             )
             for turn, action, seed in zip(turns, actions, seeds, strict=True)
@@ -51,9 +57,3 @@ class Generator(Role):
     def read(self, text: str) -> str | None:
         """All of it: several questions stay several, so that length and closing are no cue."""
         return spoken(text, "Assistant") or None
-
-    def _narrated(self, line: Line) -> Line:
-        # A prompt carries no labels of earlier turns; the rule says what they did.
-        if line.speaker == "User":
-            return line
-        return replace(line, action=self.task.action(self.task.judge.rule_action(line.text)))

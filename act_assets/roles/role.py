@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -201,20 +201,6 @@ class WithoutModel:
 
     usage = Usage()
 
-    def requests(self, *items: object) -> list[LLMRequest]:
-        """None: no model is asked."""
-        return []
-
-    @staticmethod
-    def results(texts: Iterable[str], on_done: OnDone | None) -> list[RoleResult]:
-        """The texts, each counted."""
-        results: list[RoleResult] = []
-        for text in texts:
-            results.append(text)
-            if on_done:
-                on_done()
-        return results
-
 
 def require_all(results: Sequence[RoleResult], what: str) -> list[str]:
     """The texts, where every item has one. Raises RoleError naming the first five that have none.
@@ -225,26 +211,25 @@ def require_all(results: Sequence[RoleResult], what: str) -> list[str]:
     if failures:
         shown = "".join(f"\n    {f.label}: {f.kind}: {f.message}" for f in failures[:5])
         more = f"\n    and {len(failures) - 5} more" if len(failures) > 5 else ""
+        kinds = {f.kind for f in failures}
+        if "budget" in kinds:
+            advice = "allow more (--max-cost, --max-calls) and run it again: what was paid is kept and not paid again"
+        elif kinds == {"offline"}:
+            advice = "run it without --memo offline, import the answers (act memo import), or see act memo why-miss KEY"
+        elif all(f.retryable for f in failures):
+            advice = "run it again: only these are asked, the other answers are kept"
+        else:
+            advice = (
+                "see the messages: asking again as it is will not help all of them (edit the prompt or the role's "
+                "settings; --memo refresh asks again for answers that came but are of no use); the other answers are "
+                "kept"
+            )
         raise RoleError(
             f"{what}: {len(failures)} of {len(results)} questions have no answer{shown}{more}",
-            todo=_advice(failures),
+            todo=advice,
             failures=failures,
         )
     return [r for r in results if isinstance(r, str)]
-
-
-def _advice(failures: Sequence[LLMFailure]) -> str:
-    kinds = {f.kind for f in failures}
-    if "budget" in kinds:
-        return "allow more (--max-cost, --max-calls) and run it again: what was paid is kept and not paid again"
-    if kinds == {"offline"}:
-        return "run it without --memo offline, import the answers (act memo import), or see act memo why-miss KEY"
-    if all(f.retryable for f in failures):
-        return "run it again: only these are asked, the other answers are kept"
-    return (
-        "see the messages: asking again as it is will not help all of them (edit the prompt or the role's settings; "
-        "--memo refresh asks again for answers that came but are of no use); the other answers are kept"
-    )
 
 
 def spoken(text: str, speaker: Literal["User", "Assistant"]) -> str:
@@ -265,7 +250,5 @@ def parse_action(text: str, task: Task) -> str | None:
 
 def draw_in_context(conversations: Sequence[Conversation], number: int, seed: int) -> tuple[Conversation, ...]:
     """Up to `number` training conversations for prompts (appendix F), drawn with the seed."""
-    chosen = random.Random(derive_seed(seed, "in_context")).sample(
-        range(len(conversations)), min(number, len(conversations))
-    )
-    return tuple(conversations[i] for i in chosen)
+    number = min(number, len(conversations))
+    return tuple(random.Random(derive_seed(seed, "in_context")).sample(conversations, number))

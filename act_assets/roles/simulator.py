@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from act_assets.conversation import TurnState, Utterance
 from act_assets.roles.prompt import grounding_text, history_lines, trajectory_lines
-from act_assets.roles.role import OnDone, Role, RoleResult, SimulatorContext, WithoutModel, spoken
+from act_assets.roles.role import Role, RoleResult, SimulatorContext, WithoutModel, spoken
 from act_assets.tasks.rules import one_line
 from resources.llm.base import LLMRequest
 
@@ -35,17 +35,13 @@ class Simulator(Role):
         ]
 
     def reply(
-        self,
-        turns: Sequence[TurnState],
-        intents: Sequence[str],
-        trajectories: Sequence[tuple[Utterance, ...]],
-        on_done: OnDone | None = None,
+        self, turns: Sequence[TurnState], intents: Sequence[str], trajectories: Sequence[tuple[Utterance, ...]]
     ) -> list[RoleResult]:
         """What the user of each turn says next, in order.
 
         `trajectories` are the utterances since the turn's prompt; each ends with a question.
         """
-        return self.answers(self.requests(turns, intents, trajectories), on_done)
+        return self.answers(self.requests(turns, intents, trajectories))
 
     def read(self, text: str) -> str | None:
         """One paragraph of the user, on one line."""
@@ -57,15 +53,11 @@ class GoldUser(WithoutModel):
     reply, and states the clear request once they are used up."""
 
     def reply(
-        self,
-        turns: Sequence[TurnState],
-        intents: Sequence[str],
-        trajectories: Sequence[tuple[Utterance, ...]],
-        on_done: OnDone | None = None,
+        self, turns: Sequence[TurnState], intents: Sequence[str], trajectories: Sequence[tuple[Utterance, ...]]
     ) -> list[RoleResult]:
         """What the user of each turn says next, in order; `intents` are not looked at."""
-        replies: list[str] = []
+        replies: list[RoleResult] = []
         for turn, _, utterances in zip(turns, intents, trajectories, strict=True):
             said = sum(1 for u in utterances if u.speaker == "user")
             replies.append(turn.gold_replies[said] if said < len(turn.gold_replies) else turn.clear_request)
-        return self.results(replies, on_done)
+        return replies

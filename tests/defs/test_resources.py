@@ -150,10 +150,10 @@ def test_observations_are_ten_seconds_apart_and_none_is_made_twice(tmp_path: Pat
             write(tmp_path / "live.jsonl", {"step": second})
         figures.tick()
     assert context.steps == [0, 10, 14], "at 20 s the newest is that of 14 s"
-    figures.last()
+    figures.tick(at_once=True)
     assert context.steps == [0, 10, 14]
     write(tmp_path / "live.jsonl", {"step": 25})
-    figures.last()
+    figures.tick(at_once=True)
     assert context.steps == [0, 10, 14, 25]
 
 
@@ -163,6 +163,6 @@ def test_an_event_log_that_fails_is_warned_of_once(tmp_path: Path) -> None:
     for step in range(3):
         write(tmp_path / "live.jsonl", {"step": step})
         figures.tick()
-    figures.last()
+    figures.tick(at_once=True)
     assert len(context.warnings) == 1
     assert "RuntimeError: the event log is locked" in context.warnings[0]

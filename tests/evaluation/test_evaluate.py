@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from act_assets.conversation import Conversation, Trajectory, TurnState, Utterance
-from act_assets.evaluation.baselines import always, question_only
 from act_assets.evaluation.evaluate import (
     EvaluatedTurn,
     EvaluationReport,
@@ -25,6 +24,7 @@ from act_assets.evaluation.evaluate import (
     write_report,
 )
 from act_assets.home import PACKAGE
+from act_assets.methods.baselines import question_only
 from act_assets.pipeline.graph import STAGES
 from act_assets.pipeline.stage import run_stage
 from act_assets.profile import Profile
@@ -170,7 +170,7 @@ def test_predictors_of_actions_alone_have_no_content_metrics(
     turns = [t for c in sample.validation for t in pacific.turn_states(c)]
     predicted = question_only(train, turns, 0)
     assert question_only(train, turns, 0) == predicted
-    assert question_only([t for t in train if t.action == "ANSWER"], turns, 0) == always("ANSWER", turns)
+    assert question_only([t for t in train if t.action == "ANSWER"], turns, 0) == ["ANSWER"] * len(turns)
     report = evaluate_actions(pacific, turns, predicted, WHO, bootstrap_samples=50)
     assert [m.name for m in report.metrics] == ["accuracy", "macro F1"]
     low = report.metrics[1].low

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from act_assets.evaluation.evaluate import EvaluatedTurn, EvaluationReport, read_report
+from act_assets.evaluation.evaluate import EvaluatedTurn, EvaluationReport, read_report, reports_in
 from act_assets.evaluation.leaderboard import MethodRow, in_order, paper_value
 from act_assets.metrics.actions import Interval, paired_bootstrap_macro_f1_difference
 from act_assets.profile import Profile
@@ -41,7 +41,7 @@ class Evidence:
 
     @cached_property
     def sizes_evaluated(self) -> list[int]:
-        return [s for s in self.sizes if any((f"evaluation_{m.name}", s) in self.artifacts for m in self.methods)]
+        return [s for s in self.sizes if any((m.evaluation, s) in self.artifacts for m in self.methods)]
 
     def file(self, asset: str, size: int, name: str) -> Path | None:
         """A file of an artifact, None where either is not there."""
@@ -49,7 +49,7 @@ class Evidence:
         return artifact.file(name) if artifact is not None and artifact.file(name).exists() else None
 
     def _evaluation_files(self, name: str) -> dict[tuple[str, int], Path]:
-        found = {(m.name, s): self.file(f"evaluation_{m.name}", s, name) for s in self.sizes for m in self.methods}
+        found = {(m.name, s): self.file(m.evaluation, s, name) for s in self.sizes for m in self.methods}
         return {place: path for place, path in found.items() if path is not None}
 
     @cached_property
@@ -65,31 +65,28 @@ class Evidence:
     @cached_property
     def reports(self) -> list[EvaluationReport]:
         """All reports, those of the baselines included, in the order of the leaderboard."""
-        assets = {f"evaluation_{m.name}" for m in self.predictors}
+        assets = {m.evaluation for m in self.predictors}
         baselines = [a for (asset, _), a in sorted(self.artifacts.items()) if asset in assets]
-        paths = [p for a in baselines for p in sorted(a.path.glob("*.json")) if p.name != "artifact.json"]
-        return in_order([*map(read_report, paths), *self.evaluated.values()], self.methods)
+        return in_order([*reports_in(baselines), *self.evaluated.values()], self.methods)
 
-    def history(self, method: str, size: int) -> list[TrainingPoint]:
-        path = self.file(f"{method}_checkpoint", size, HISTORY)
+    def history(self, method: MethodRow, size: int) -> list[TrainingPoint]:
+        path = self.file(method.checkpoint, size, HISTORY)
         return [] if path is None else read_rows(path, TrainingPoint)
 
-    def rollouts(self, method: str, size: int) -> list[Rollout]:
-        folder = self.file(f"{method}_checkpoint", size, ROLLOUTS)
+    def rollouts(self, method: MethodRow, size: int) -> list[Rollout]:
+        folder = self.file(method.checkpoint, size, ROLLOUTS)
         files = [] if folder is None else sorted(folder.glob("epoch-*.parquet"))
         return [rollout for path in files for rollout in read_rows(path, Rollout)]
 
 
 def parts(methods: Sequence[MethodRow], predictors: Sequence[MethodRow] = ()) -> dict[str, tuple[str, tuple[str, ...]]]:
     """What the page shows of each asset, and the files that it reads of it."""
-    found: dict[str, tuple[str, tuple[str, ...]]] = {
-        f"evaluation_{m.name}": (f"figures of {m.title}", ()) for m in predictors
-    }
+    found: dict[str, tuple[str, tuple[str, ...]]] = {m.evaluation: (f"figures of {m.title}", ()) for m in predictors}
     for m in methods:
-        found[f"evaluation_{m.name}"] = (f"figures and trajectories of {m.title}", (REPORT, TRAJECTORIES))
+        found[m.evaluation] = (f"figures and trajectories of {m.title}", (REPORT, TRAJECTORIES))
     for m in methods:
-        what = "training curves and rollouts" if m.rollouts else "training curves"
-        found[f"{m.name}_checkpoint"] = (f"{what} of {m.title}", (HISTORY, ROLLOUTS) if m.rollouts else (HISTORY,))
+        what = "training curves and rollouts" if m.rollout_epochs else "training curves"
+        found[m.checkpoint] = (f"{what} of {m.title}", (HISTORY, ROLLOUTS) if m.rollout_epochs else (HISTORY,))
     return found | {"contrastive_pairs": ("numbers of contrastive pairs", ())}
 
 
@@ -124,13 +121,13 @@ class Comparison:
 
 def compare(evidence: Evidence, start: MethodRow, method: MethodRow, size: int) -> Comparison:
     """A paired bootstrap over the same turns; without trajectories, whether the two intervals overlap."""
-    names = (start.name, method.name)
-    absent = [f"evaluation_{name}" for name in names if (name, size) not in evidence.evaluated]
+    both = (start, method)
+    absent = [m.evaluation for m in both if (m.name, size) not in evidence.evaluated]
     if absent:
         return Comparison(size, "not compared", f"{' and '.join(absent)} missing")
-    reports = [evidence.evaluated[name, size] for name in names]
-    identities = [evidence.artifacts[f"evaluation_{name}", size].identity for name in names]
-    turns = [evidence.trajectories.get((name, size), []) for name in names]
+    reports = [evidence.evaluated[m.name, size] for m in both]
+    identities = [evidence.artifacts[m.evaluation, size].identity for m in both]
+    turns = [evidence.trajectories.get((m.name, size), []) for m in both]
     places = [[(t.conversation_id, t.turn_id, t.action) for t in rows] for rows in turns]
     evaluated: dict[str, list[Any]] = {
         "with different simulators": [r.simulator for r in reports],
@@ -147,7 +144,7 @@ def compare(evidence: Evidence, start: MethodRow, method: MethodRow, size: int) 
     before, after = (r.metric("macro F1") for r in reports)
     if before is None or after is None or before.value is None or after.value is None:
         return Comparison(size, "not compared", "there is no macro F1")
-    papers = [paper_value(evidence.task.name, m.paper_approach, size, "macro F1") for m in (start, method)]
+    papers = [paper_value(evidence.task.name, m.paper_approach, size, "macro F1") for m in both]
     paper = None if papers[0] is None or papers[1] is None else papers[1] - papers[0]
     difference, interval = after.value - before.value, None
     if all(turns):

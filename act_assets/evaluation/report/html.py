@@ -14,7 +14,6 @@ import base64
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -27,8 +26,6 @@ from act_assets.evaluation.leaderboard import (
     LEVELS,
     NO_VALUE,
     PAPER_TABLES,
-    LeaderboardRow,
-    MethodRow,
     by_method,
     leaderboard_rows,
     main_metrics,
@@ -44,11 +41,10 @@ from act_assets.evaluation.report.figures import (
     verdict_counts,
 )
 from act_assets.roles.build import describe, describe_labels
-from act_assets.training.logging import TrainingPoint
 
 
 def write_html(evidence: Evidence, path: Path) -> dict[str, Any]:
-    """Writes the page. Returns how many methods and trajectories are on it."""
+    """Writes the page. Returns how many methods and trajectories are on it. Raises ValueError for NaN."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -60,13 +56,23 @@ def write_html(evidence: Evidence, path: Path) -> dict[str, Any]:
     methods = {m.name: m for m in evidence.methods}
     environment.filters |= {
         "show": show,
-        "csp_hash": _csp_hash,
+        # What a content security policy calls an inline script: only the page's own may run.
+        "csp_hash": lambda script: f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'",
         "titled": lambda name: methods[name].title if name in methods else name,
     }
     said = " and ".join(f"{m.full_name} ({m.title})" for m in evidence.methods)
     rows = leaderboard_rows(evidence.reports, evidence.methods)
     named = [r for r in evidence.reports if not r.method.startswith("always ")]
     count = sum(map(len, evidence.trajectories.values()))
+    data = json.dumps(trajectory_data(evidence), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    bars = None
+    if drawn := [r for r in rows if r.metric == "macro F1" and r.value is not None]:
+        words = [f"{r.method} at {r.train_size} {show(r.value)} {show_interval(r.low, r.high)}".strip() for r in drawn]
+        bars = Image(
+            macro_f1_bars(rows, evidence.methods),
+            f"Macro F1 with 95 % intervals: {'; '.join(words)}.",
+            "Macro F1 with 95 % intervals; the figures are those of the table.",
+        )
     text = environment.get_template("report.html.j2").render(
         task=evidence.task.name,
         title=evidence.task.title,
@@ -81,7 +87,7 @@ def write_html(evidence: Evidence, path: Path) -> dict[str, Any]:
         metrics=main_metrics(rows),
         results=groupby(by_method(rows).items(), key=lambda item: item[0][1]),
         figures=rows,
-        bars=_bars(rows, evidence.methods),
+        bars=bars,
         comparisons=[
             (start, m, [compare(evidence, start, m, size) for size in evidence.sizes_evaluated])
             for m in evidence.methods
@@ -95,7 +101,8 @@ def write_html(evidence: Evidence, path: Path) -> dict[str, Any]:
         rollouts=_rollouts(evidence),
         pairs=_pairs(evidence),
         trajectory_count=count,
-        data=_script_json(trajectory_data(evidence)),
+        # JSON for a script element: nothing in it can end the element.
+        data=Markup(data.translate({ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"})),  # noqa: S704
     )
     path.write_bytes(text.encode("utf-8"))
     return {"methods": len(by_method(rows)), "trajectories": count}
@@ -195,49 +202,35 @@ class Image:
         return f"data:image/png;base64,{base64.b64encode(self.png).decode('ascii')}"
 
 
-def _bars(rows: Sequence[LeaderboardRow], methods: Sequence[MethodRow]) -> Image | None:
-    figures = [r for r in rows if r.metric == "macro F1" and r.value is not None]
-    if not figures:
-        return None
-    said = (f"{r.method} at {r.train_size} {show(r.value)} {show_interval(r.low, r.high)}".strip() for r in figures)
-    text = f"Macro F1 with 95 % intervals: {'; '.join(said)}."
-    caption = "Macro F1 with 95 % intervals; the figures are those of the table."
-    return Image(macro_f1_bars(rows, methods), text, caption)
-
-
 def _curves(evidence: Evidence) -> list[Image]:
     """The curves of each checkpoint, with what was kept."""
     shown = []
     for size in evidence.sizes:
         for method in evidence.methods:
-            points = evidence.history(method.name, size)
+            points = evidence.history(method, size)
             if not points:
                 continue
             title = f"{method.title}, {size} conversations"
-            epoch = evidence.artifacts[f"{method.name}_checkpoint", size].facts.get("kept_epoch")
+            epoch = evidence.artifacts[method.checkpoint, size].facts.get("kept_epoch")
             kept = "" if epoch is None else f"; the checkpoint of epoch {epoch:g} was kept"
-            text = f"{title}: {_course(points)}{kept}."
+            said = [f"{max(p.step for p in points)} steps"]
+            for split in ("train", "validation"):
+                losses = [p.loss for p in points if p.split == split]
+                if losses:
+                    said.append(f"{split} loss {losses[0]:.3f} to {losses[-1]:.3f}")
+            margins = [p.reward_margin for p in points if p.split == "validation" and p.reward_margin is not None]
+            if margins:
+                said.append(f"validation reward margin {margins[0]:.3f} to {margins[-1]:.3f}")
+            text = f"{title}: {', '.join(said)}{kept}."
             shown.append(Image(training_curves(points, title), text, text))
     return shown
-
-
-def _course(points: Sequence[TrainingPoint]) -> str:
-    said = [f"{max(p.step for p in points)} steps"]
-    for split in ("train", "validation"):
-        losses = [p.loss for p in points if p.split == split]
-        if losses:
-            said.append(f"{split} loss {losses[0]:.3f} to {losses[-1]:.3f}")
-    margins = [p.reward_margin for p in points if p.split == "validation" and p.reward_margin is not None]
-    if margins:
-        said.append(f"validation reward margin {margins[0]:.3f} to {margins[-1]:.3f}")
-    return ", ".join(said)
 
 
 def _rollouts(evidence: Evidence) -> list[dict[str, Any]]:
     """What became of the rollouts, per method and train size: a figure and its numbers."""
     shown = []
-    for method, size in ((m, s) for m in evidence.methods if m.rollouts for s in evidence.sizes):
-        rollouts = evidence.rollouts(method.name, size)
+    for method, size in ((m, s) for m in evidence.methods if m.rollout_epochs for s in evidence.sizes):
+        rollouts = evidence.rollouts(method, size)
         if not rollouts:
             continue
         counts = verdict_counts(rollouts)
@@ -297,14 +290,3 @@ def trajectory_data(evidence: Evidence) -> dict[str, Any]:
         "turns": list(turns),
         "rows": rows,
     }
-
-
-def _script_json(value: Any) -> Markup:
-    """JSON for a script element: nothing in it can end the element. Raises ValueError for NaN."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return Markup(text.translate({ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}))  # noqa: S704
-
-
-def _csp_hash(script: str) -> str:
-    """What a content security policy calls an inline script: only the page's own may run."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode('ascii')}'"

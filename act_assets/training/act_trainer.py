@@ -297,16 +297,16 @@ class _Loop:
             device = self.updater.device
             batch = Batch.of([row for i in chosen for row in rows[i]], self.chat.pad_id, device)
             log_probs = sequence_log_probs(self.updater.model, batch)
-            scores = self.reference.known_of([pairs[i].rows for i in chosen])
+            scores = [self.reference.known[text_key(row)] for i in chosen for row in pairs[i].rows]
             reference = torch.tensor(scores, dtype=log_probs.dtype, device=device)
-            terms = dpo_terms(log_probs, reference, self.beta)
-            sums = {"margin": terms.margin.sum(), "accuracy": (terms.margin > 0).sum()}
+            losses, margins = dpo_terms(log_probs, reference, self.beta)
+            sums = {"margin": margins.sum(), "accuracy": (margins > 0).sum()}
             if sampled:
                 own = [side is not None for i in chosen for side in (sampled[i].chosen, sampled[i].rejected)]
                 mask = torch.tensor(own, dtype=log_probs.dtype, device=device)
                 # E over pi's own samples of log pi - log pi_ref: an estimate of KL(pi || pi_ref)
                 sums |= {"log_ratio": ((log_probs.detach() - reference) * mask).sum(), "sampled": mask.sum()}
-            return terms.loss.sum() / count, sums
+            return losses.sum() / count, sums
 
         return part
 

@@ -19,8 +19,6 @@ from act_assets.training.noise import gumbel_noise, noise_keys
 from resources.errors import TrainingError
 
 if TYPE_CHECKING:
-    import torch
-
     from act_assets.profile import Engine
     from act_assets.training.chat_template import ChatFormat
 
@@ -76,7 +74,15 @@ class TransformersEngine:
         self._own = snapshot
         self.model = model
         if snapshot:
-            self.model = _copy_of(model)
+            import torch
+
+            # What is frozen is shared; a quantized parameter carries more than its data.
+            shared = {
+                id(p): torch.nn.Parameter(p.data, requires_grad=False) if type(p) is torch.nn.Parameter else p
+                for p in model.parameters()
+                if not p.requires_grad
+            }
+            self.model = copy.deepcopy(model, shared).eval()
             if mixed_precision:
                 for parameter in _castable(self.model):
                     parameter.data = parameter.data.bfloat16()
@@ -137,8 +143,14 @@ class TransformersEngine:
         from transformers import DynamicCache
 
         device = next(self.model.parameters()).device
-        ids, mask, positions = self._padded(prompts, max_new_tokens, device)
-        width = ids.shape[1]
+        width = max(len(prompt) for prompt in prompts)
+        ids = torch.full((len(prompts), width), self.pad_id, dtype=torch.long)
+        mask = torch.ones((len(prompts), width + max_new_tokens), dtype=torch.long)  # with room for all new tokens
+        for row, prompt in enumerate(prompts):
+            ids[row, width - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
+            mask[row, : width - len(prompt)] = 0
+        positions = (mask[:, :width].cumsum(-1) - 1).clamp_(min=0)
+        ids, mask, positions = (t.to(device) for t in (ids, mask, positions))
         keys = noise_keys(seeds, device)
         cache = DynamicCache(config=self.model.config)
         sampled: list[list[int]] = [[] for _ in prompts]
@@ -170,21 +182,6 @@ class TransformersEngine:
                 ids, positions, mask, keys = (t[places] for t in (ids, positions, mask, keys))
                 cache.batch_select_indices(places)
         return sampled
-
-    def _padded(
-        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, device: Any
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Ids and positions [rows, width], and the attention mask with room for all new tokens."""
-        import torch
-
-        width = max(len(prompt) for prompt in prompts)
-        ids = torch.full((len(prompts), width), self.pad_id, dtype=torch.long)
-        mask = torch.ones((len(prompts), width + max_new_tokens), dtype=torch.long)
-        for row, prompt in enumerate(prompts):
-            ids[row, width - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
-            mask[row, : width - len(prompt)] = 0
-        positions = (mask[:, :width].cumsum(-1) - 1).clamp_(min=0)
-        return ids.to(device), mask.to(device), positions.to(device)
 
 
 def _castable(model: Any) -> list[Any]:
@@ -224,18 +221,6 @@ def _cast_once(model: Any) -> Iterator[None]:
     finally:
         for module, name, parameter in kept:
             module._parameters[name] = parameter
-
-
-def _copy_of(model: Any) -> Any:
-    """A copy whose frozen parameters share their memory with the original's."""
-    import torch
-
-    def shared(parameter: Any) -> Any:
-        plain = type(parameter) is torch.nn.Parameter  # a quantized one carries more than its data
-        return torch.nn.Parameter(parameter.data, requires_grad=False) if plain else parameter
-
-    memo = {id(p): shared(p) for p in model.parameters() if not p.requires_grad}
-    return copy.deepcopy(model, memo).eval()
 
 
 def make_engine(

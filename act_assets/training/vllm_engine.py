@@ -99,7 +99,9 @@ class VllmServerEngine:
         log = logs / "vllm.txt"
         if self._is_main:
             command = serve_command(settings, model, model_path, max_length, serve or SERVE)
-            self.server = VllmServer.start(command, log, _environment(settings))
+            own = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_HOST_IP": HOST}
+            own |= {} if settings.devices is None else {"CUDA_VISIBLE_DEVICES": settings.devices}
+            self.server = VllmServer.start(command, log, own)
         if accelerator.num_processes > 1:
             from accelerate.utils import broadcast_object_list
 
@@ -150,7 +152,18 @@ class VllmServerEngine:
     def push(self, version: int) -> None:
         """Called in every process; sharded adapters are made whole by the caller."""
         if _lora_rank(self.model) is not None:
-            self._push_adapter(version)
+            # A new name for each push: the server keeps what it computed for a prompt by the name of the adapter.
+            before, self._pushes = self._name, self._pushes + 1
+            name = f"policy-{version}" if f"policy-{version}" != before else f"policy-{version}-{self._pushes}"
+            if self._is_main:
+                folder = self._adapters / name
+                shutil.rmtree(folder, ignore_errors=True)
+                self.model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+                self.server.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder.resolve())})
+                if before != self._base:
+                    self.server.post("/v1/unload_lora_adapter", {"lora_name": before})
+                    shutil.rmtree(self._adapters / before, ignore_errors=True)
+            self._name = name
         else:
             if self._send_weights is None:
                 self._send_weights = weight_transfer(self.model, self.accelerator, self.tokenizer, self.server)
@@ -158,29 +171,10 @@ class VllmServerEngine:
         self.accelerator.wait_for_everyone()
         self.version = version
 
-    def _push_adapter(self, version: int) -> None:
-        """A new name for each push: the server keeps what it computed for a prompt by the name of the adapter."""
-        before, self._pushes = self._name, self._pushes + 1
-        name = f"policy-{version}" if f"policy-{version}" != before else f"policy-{version}-{self._pushes}"
-        if self._is_main:
-            folder = self._adapters / name
-            shutil.rmtree(folder, ignore_errors=True)
-            self.model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
-            self.server.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder.resolve())})
-            if before != self._base:
-                self.server.post("/v1/unload_lora_adapter", {"lora_name": before})
-                shutil.rmtree(self._adapters / before, ignore_errors=True)
-        self._name = name
-
     def close(self) -> None:
         self.server.close()
         if self._is_main:
             shutil.rmtree(self._adapters, ignore_errors=True)
-
-
-def _environment(settings: Engine) -> dict[str, str]:
-    own = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_HOST_IP": HOST}
-    return own if settings.devices is None else {**own, "CUDA_VISIBLE_DEVICES": settings.devices}
 
 
 def weight_transfer(model: Any, accelerator: Any, tokenizer: Any, server: VllmServer) -> Callable[[], None]:
@@ -206,7 +200,8 @@ def weight_transfer(model: Any, accelerator: Any, tokenizer: Any, server: VllmSe
             where=str(server.log),
             todo="give the server a GPU of its own (engine.devices), or set engine.mode to colocated",
         ) from error
-    return lambda: generation.sync_weights()
+    sync: Callable[[], None] = generation.sync_weights
+    return sync
 
 
 class VllmColocatedEngine:

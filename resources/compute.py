@@ -83,8 +83,7 @@ def launch(
     code = run_process_group(training_command(compute, job, port), own, on_tick, log)
     if code == 0:
         return
-    messages = _error_files(job)
-    if messages:
+    if messages := _error_files(job):
         raise TrainingError(messages[0].read_text(encoding="utf-8"))
     how = f"was ended by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"ended with exit code {code}"
     said = last_lines(log)

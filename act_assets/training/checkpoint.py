@@ -99,11 +99,12 @@ class StateStore:
                     sync(path.parent)
                 self._tidy()
                 target = self.folder / f"step-{step:08d}"
-                beside = self._named("writing", target.name)
+                beside = self.folder / f".writing-{os.getpid()}-{target.name}"
                 beside.mkdir()
                 self._write(beside, step, text, tensors)
                 if target.exists():
-                    target.rename(self._named("replaced", target.name))  # `_tidy` puts it back if it gets no further
+                    # `_tidy` puts it back if this is as far as it gets.
+                    target.rename(self.folder / f".replaced-{os.getpid()}-{target.name}")
                 beside.rename(target)
                 sync(self.folder)
                 kept = 0
@@ -185,9 +186,6 @@ class StateStore:
                 todo=f"check the disk and the memory of this machine (dmesg). {self._advice()}",
             )
 
-    def _named(self, kind: str, name: str) -> Path:
-        return self.folder / f".{kind}-{os.getpid()}-{name}"
-
     def _tidy(self) -> None:
         """Deletes or puts back what is left of a process that is gone, or of an earlier call in this one."""
         for left in list(self.folder.glob(".*")):
@@ -249,7 +247,7 @@ class RunFolder:
         updater.restore(saved.step, saved.tensors("weights"), saved.tensors("optimizer"))
         if updater.is_main:
             print(f"    resuming from the state after update {saved.step}", file=sys.stderr, flush=True)
-        updater.wait()
+        updater.accelerator.wait_for_everyone()
         return saved
 
     def save(self, updater: Updater, record: Mapping[str, Any]) -> None:
@@ -257,7 +255,7 @@ class RunFolder:
         tensors = {"weights": updater.sharding.weights(), "optimizer": updater.sharding.moments()}
         if updater.is_main:
             self.store.save(updater.step_count, record, tensors)
-        updater.wait()
+        updater.accelerator.wait_for_everyone()
 
     def keep(self, name: str, write: Callable[[Path], None]) -> None:
         """Writes the model of an epoch, `kept-NN`. `forget_others` removes the ones before it."""

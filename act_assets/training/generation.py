@@ -94,8 +94,7 @@ class TransformersEngine:
         with self._busy:
             if self._own:
                 with torch.no_grad():
-                    pairs = zip(self.model.parameters(), self._trained.parameters(), strict=True)
-                    for own, trained in pairs:
+                    for own, trained in zip(self.model.parameters(), self._trained.parameters(), strict=True):
                         if trained.requires_grad:
                             own.copy_(trained)
             self.version = version
@@ -107,9 +106,17 @@ class TransformersEngine:
         self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], *, max_new_tokens: int, temperature: float
     ) -> list[list[int]]:
         """See `RolloutEngine`. Prompts of similar length go together, `batch_size` at a time."""
+        import torch
+
         result: list[list[int]] = [[] for _ in prompts]
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        with self._busy, self._ready():
+        with self._busy, ExitStack() as stack:
+            stack.callback(self.model.train, self.model.training)
+            self.model.eval()  # in train mode, checkpointing models lose the cache
+            stack.enter_context(torch.no_grad())
+            if self.mixed_precision:
+                stack.enter_context(nullcontext() if self._own else _cast_once(self.model))
+                stack.enter_context(torch.autocast(next(self.model.parameters()).device.type, dtype=torch.bfloat16))
             for start in range(0, len(order), self.batch_size):
                 batch = order[start : start + self.batch_size]
                 rows = [prompts[i] for i in batch]
@@ -117,24 +124,6 @@ class TransformersEngine:
                 for i, ids in zip(batch, sampled, strict=True):
                     result[i] = ids
         return result
-
-    @contextmanager
-    def _ready(self) -> Iterator[None]:
-        """All weights there, eval mode, no gradients, and the precision; everything given back at the end."""
-        import torch
-
-        was_training = self.model.training
-        self.model.eval()  # in train mode, checkpointing models lose the cache
-        try:
-            with ExitStack() as stack:
-                stack.enter_context(torch.no_grad())
-                if self.mixed_precision:
-                    stack.enter_context(nullcontext() if self._own else _cast_once(self.model))
-                    device = next(self.model.parameters()).device.type
-                    stack.enter_context(torch.autocast(device, dtype=torch.bfloat16))
-                yield
-        finally:
-            self.model.train(was_training)
 
     def _decode(
         self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], max_new_tokens: int, temperature: float

@@ -126,14 +126,12 @@ class TrainingLog:
 
     def close(self) -> None:
         """Writes the last line, and what TensorBoard's files have not got yet. May be called twice."""
-        live, events = self._live, self._events
         try:
             if self._unwritten:
                 self._write_live()
-            if events is not None:
-                events.close()
-            if live is not None:
-                live.close()
+            for stream in (self._events, self._live):
+                if stream is not None:
+                    stream.close()
         except OSError as error:
             self._give_up(error)
         self._live = self._events = None

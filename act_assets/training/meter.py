@@ -157,7 +157,7 @@ class Meter:
             self._charge_all()
             return {
                 "seconds": self._seconds(),
-                "peak_memory_mb": self._memory(),
+                "peak_memory_mb": max(self._memory_before, float(peak_memory_mb())),
                 **{f"time_{name}": value for name, value in self._times.items()},
                 **{f"overlapped_{name}": value for name, value in self._overlapped.items()},
                 **{f"count_{name}": float(value) for name, value in self._counts.items()},
@@ -200,7 +200,7 @@ class Meter:
             facts["model_flops_utilisation"] = (
                 round(self.model_flops() / seconds / self.processes / self._peak, 4) if self._peak and seconds else None
             )
-            facts["peak_memory_mb"] = int(self._memory())
+            facts["peak_memory_mb"] = int(max(self._memory_before, peak_memory_mb()))
             facts["seconds"] = round(seconds, 2)
             return facts
 
@@ -228,9 +228,6 @@ class Meter:
 
     def _seconds(self) -> float:
         return self._before + self._clock() - self._started
-
-    def _memory(self) -> float:
-        return max(self._memory_before, float(peak_memory_mb()))
 
     def _charge(self, track: _Track) -> None:
         now = self._clock()

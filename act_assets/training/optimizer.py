@@ -214,9 +214,6 @@ class Updater:
         self.step_count = step
         self.sharding.restore(step, weights, moments)
 
-    def wait(self) -> None:
-        self.accelerator.wait_for_everyone()
-
     def free(self) -> None:
         """Gives the memory of weights, gradients and moments back; nothing can be done with it afterwards."""
         self.model, self.optimizer = self.accelerator.free_memory(self.model, self.optimizer)

@@ -141,7 +141,7 @@ def _try(
             beside.write_text(json.dumps(tried, allow_nan=False), encoding="utf-8")
         run.store.clear()
         run.forget_others(training.kept)
-    training.updater.wait()
+    training.updater.accelerator.wait_for_everyone()
     training.updater.free()
 
 

@@ -132,22 +132,20 @@ class VllmServerEngine:
                 "min_p": 0.0,
                 "repetition_penalty": 1.0,
             }
-            return self._ids(self.server.post("/v1/completions", body))
+            answer = self.server.post("/v1/completions", body)
+            try:
+                choice = answer["choices"][0]
+                ids, why = [int(i) for i in choice["token_ids"]], choice["finish_reason"]
+            except (KeyError, IndexError, TypeError) as error:
+                raise TrainingError(
+                    f"the vLLM server's answer has no token ids: {str(answer)[:300]}",
+                    where=str(self.server.log),
+                    todo="install a vLLM version of the extra: pip install 'act-assets[gpu]'",
+                ) from error
+            return [*ids, self.end_id] if why == "stop" and ids[-1:] != [self.end_id] else ids
 
         with ThreadPoolExecutor(min(AT_ONCE, len(prompts))) as pool:
             return list(pool.map(one, prompts, seeds))
-
-    def _ids(self, answer: Any) -> list[int]:
-        try:
-            choice = answer["choices"][0]
-            ids, why = [int(i) for i in choice["token_ids"]], choice["finish_reason"]
-        except (KeyError, IndexError, TypeError) as error:
-            raise TrainingError(
-                f"the vLLM server's answer has no token ids: {str(answer)[:300]}",
-                where=str(self.server.log),
-                todo="install a vLLM version of the extra: pip install 'act-assets[gpu]'",
-            ) from error
-        return [*ids, self.end_id] if why == "stop" and ids[-1:] != [self.end_id] else ids
 
     def push(self, version: int) -> None:
         """Called in every process; sharded adapters are made whole by the caller."""

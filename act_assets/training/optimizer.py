@@ -118,6 +118,7 @@ class Updater:
         ]
         groups = [g for g in groups if g["params"]]
         optimizer = torch.optim.AdamW(groups, lr=0.0, fused=self.device.type == "cuda")  # `step` sets its learning rate
+        del named, groups  # FSDP frees the whole weights as it shards them
         self.model, self.optimizer = self.accelerator.prepare(model.to(self.device), optimizer)
         self.sharding: Sharding = sharding_of(self.accelerator, self.model, self.optimizer)
         self.sharding.reset()

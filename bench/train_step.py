@@ -174,7 +174,7 @@ def with_ours(model_path: Path, chat: Any, pairs: list[Any], *, share: bool, cac
         def part(chosen: Any) -> Any:
             tensors = Batch.of([row for i in chosen for row in rows[i]], chat.pad_id)
             scores = torch.tensor(reference([groups[i] for i in chosen]))
-            return dpo_terms(sequence_log_probs(updater.model, tensors), scores, BETA).loss.sum() / len(batch), {}
+            return dpo_terms(sequence_log_probs(updater.model, tensors), scores, BETA)[0].sum() / len(batch), {}
 
         return updater.step(sizes(rows), part).loss
 

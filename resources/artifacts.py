@@ -43,6 +43,11 @@ class Key:
     def partition(self) -> str:
         return self.task if self.train_size is None else f"{self.task}|{self.train_size}"
 
+    @property
+    def folder(self) -> Path:
+        """Where its artifacts lie below a root."""
+        return Path(self.asset, self.task, "" if self.train_size is None else str(self.train_size))
+
     def __str__(self) -> str:
         return f"{self.asset} {self.partition}"
 
@@ -77,7 +82,7 @@ class ArtifactStore:
 
     def find(self, key: Key) -> Artifact | None:
         """The artifact that this run uses now, or None."""
-        pointer = self._folder(key) / "current" / self.run
+        pointer = self.root / key.folder / "current" / self.run
         try:
             return self._load(key, pointer.read_text(encoding="utf-8").strip())
         except FileNotFoundError:
@@ -89,7 +94,7 @@ class ArtifactStore:
         if found is None:
             raise ActError(
                 f"{key} has not been materialized for {self.run}",
-                where=str(self._folder(key)),
+                where=str(self.root / key.folder),
                 todo=f"materialize the asset {key.asset} for partition {key.partition} first"
                 + (f" (act run --task {key.task} --train-size {key.train_size})" if key.train_size else ""),
             )
@@ -98,7 +103,7 @@ class ArtifactStore:
     def reuse(self, key: Key, identity: Mapping[str, Any]) -> Artifact | None:
         """The sound artifact of exactly this identity, made current; None where it has to be built."""
         digest = identity_hash(identity)
-        self._restore(self._folder(key))
+        self._restore(self.root / key.folder)
         artifact = self._load(key, digest[:16])
         if artifact is None:
             return None
@@ -121,25 +126,29 @@ class ArtifactStore:
         With `replace`, in the place of a sound one of the same identity.
         """
         digest = identity_hash(identity)
-        parent = self._folder(key)
+        parent = self.root / key.folder
         try:
             parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ActError(
                 f"the artifact store cannot be written: {error}", where=str(parent), todo="check ACT_HOME and the disk"
             ) from error
-        self._sweep(parent)
+        for left in parent.glob(".building-*"):  # of a process that is gone
+            if not process_is_alive(int(left.name.split("-")[1])):
+                shutil.rmtree(left, ignore_errors=True)
+        self._restore(parent)
         folder = parent / f".building-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         folder.mkdir()
         started = time.perf_counter()
         try:
             facts = make(folder)
+            found = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
             manifest = {
                 "asset": key.asset,
                 "partition": key.partition,
                 "identity": identity,
                 "identity_hash": digest,
-                "files": file_facts(folder, _content_files(folder)),
+                "files": file_facts(folder, (p for p in found if p.relative_to(folder).parts[0] != "logs")),
                 "facts": facts,
                 "seconds": round(time.perf_counter() - started, 3),
                 "created_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -150,7 +159,7 @@ class ArtifactStore:
             target = parent / digest[:16]
             aside = parent / f"{REPLACED}{digest[:16]}"
             if target.exists() and (replace or not _sound(target)):
-                target.rename(aside)  # `_sweep` puts it back if this is as far as it gets
+                target.rename(aside)  # `_restore` puts it back if this is as far as it gets
             try:
                 folder.rename(target)
             except OSError:  # another run may have made the same artifact meanwhile
@@ -169,36 +178,21 @@ class ArtifactStore:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         self._point(key, digest[:16])
-        artifact = self._load(key, digest[:16])
-        assert artifact is not None
-        return artifact
+        return read_artifact(target)
 
     def work_folder(self, key: Key, identity: Mapping[str, Any]) -> Path:
         """Where the making of an artifact keeps what it resumes from; beside the artifacts, made when first used."""
-        folder = self.root.parent / "unfinished" / key.asset / key.task
-        return (folder if key.train_size is None else folder / str(key.train_size)) / identity_hash(identity)[:16]
-
-    def _folder(self, key: Key) -> Path:
-        folder = self.root / key.asset / key.task
-        return folder if key.train_size is None else folder / str(key.train_size)
+        return self.root.parent / "unfinished" / key.folder / identity_hash(identity)[:16]
 
     def _load(self, key: Key, name: str) -> Artifact | None:
-        path = self._folder(key) / name
+        path = self.root / key.folder / name
         return read_artifact(path) if (path / MANIFEST).is_file() else None
 
     def _point(self, key: Key, name: str) -> None:
-        folder = self._folder(key) / "current"
+        folder = self.root / key.folder / "current"
         folder.mkdir(exist_ok=True)
         with atomic_file(folder / self.run) as beside:
             beside.write_text(name + "\n", encoding="utf-8")
-
-    def _sweep(self, folder: Path) -> None:
-        """Removes what a process that is gone left half-built."""
-        for left in folder.glob(".building-*"):
-            pid = int(left.name.split("-")[1])
-            if not process_is_alive(pid):
-                shutil.rmtree(left, ignore_errors=True)
-        self._restore(folder)
 
     def _restore(self, folder: Path) -> None:
         """Puts back what a process had moved aside when it was killed."""
@@ -247,7 +241,7 @@ def process_is_alive(pid: int) -> bool:
 
 def file_facts(folder: Path, paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
     """The hash and the size of files, by their path below a folder."""
-    return {p.relative_to(folder).as_posix(): {"sha256": _sha256(p), "bytes": p.stat().st_size} for p in paths}
+    return {p.relative_to(folder).as_posix(): {"sha256": sha256_of(p), "bytes": p.stat().st_size} for p in paths}
 
 
 def fault_of(folder: Path, files: Mapping[str, Mapping[str, Any]], hash_up_to: float = math.inf) -> str:
@@ -257,19 +251,15 @@ def fault_of(folder: Path, files: Mapping[str, Mapping[str, Any]], hash_up_to: f
             size, expected = (folder / name).stat().st_size, facts["bytes"]
             if size != expected:
                 return f"{name} has {size} bytes instead of {expected}"
-            if size <= hash_up_to and _sha256(folder / name) != facts["sha256"]:
+            if size <= hash_up_to and sha256_of(folder / name) != facts["sha256"]:
                 return f"{name} has another hash than recorded"
         except FileNotFoundError:
             return f"{name} is missing"
     return ""
 
 
-def _content_files(folder: Path) -> list[Path]:
-    inside = (p for p in folder.rglob("*") if p.is_file())
-    return sorted(p for p in inside if p.name != MANIFEST and p.relative_to(folder).parts[0] != "logs")
-
-
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """The hash of a file, in hex digits."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

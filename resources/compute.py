@@ -71,8 +71,9 @@ def launch(
     Raises TrainingError with the job's own message where it failed: that of the process that failed first, from
     `error.txt` or `error-rank-N.txt` beside the job.
     """
-    if _stage(job) in ONE_PROCESS:
-        compute = Compute()
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # the program says what is wrong with the job
+        if json.loads(job.read_text(encoding="utf-8"))["stage"] in ONE_PROCESS:
+            compute = Compute()
     for stale in _error_files(job):
         stale.unlink()
     port = free_port()
@@ -82,8 +83,7 @@ def launch(
     code = run_process_group(training_command(compute, job, port), own, on_tick, log)
     if code == 0:
         return
-    messages = _error_files(job)
-    if messages:
+    if messages := _error_files(job):
         raise TrainingError(messages[0].read_text(encoding="utf-8"))
     how = f"was ended by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"ended with exit code {code}"
     said = last_lines(log)
@@ -116,13 +116,6 @@ def launch_environment(compute: Compute, port: int) -> dict[str, str]:
     if len(visible_devices()) < compute.processes:
         found |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     return found
-
-
-def _stage(job: Path) -> str:
-    try:
-        return str(json.loads(job.read_text(encoding="utf-8"))["stage"]) if job.is_file() else ""
-    except (ValueError, KeyError, TypeError):
-        return ""  # the training program says what is wrong with it
 
 
 def last_lines(log: Path | None, lines: int = 12) -> str:
@@ -194,26 +187,16 @@ def end_marked(mark: str) -> None:
     """
     wanted = f"{MARK}={mark}".encode()
     for _ in range(5):  # one that was just forked may be missed once
-        pids = [pid for pid in _pids() if pid != os.getpid() and _carries(pid, wanted)]
-        if not pids:
+        found = False
+        for process in Path("/proc").glob("[0-9]*"):
+            # Others' environments cannot be read; a process that only waits to be collected has none.
+            with contextlib.suppress(OSError):
+                if process.name != str(os.getpid()) and wanted in (process / "environ").read_bytes().split(b"\0"):
+                    found = True
+                    os.kill(int(process.name), signal.SIGKILL)
+        if not found:
             return
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
-
-
-def _pids() -> list[int]:
-    proc = Path("/proc")
-    return [int(p.name) for p in proc.iterdir() if p.name.isdigit()] if proc.is_dir() else []
-
-
-def _carries(pid: int, wanted: bytes) -> bool:
-    """Whether a process of ours has this in its environment; one that only waits to be collected has none."""
-    try:
-        return wanted in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return False
 
 
 def end_with_launcher(check_every_s: float = 0.5) -> None:

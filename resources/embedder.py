@@ -50,8 +50,7 @@ class SentenceEmbedder:
                 digest = hashlib.sha256()
                 for path in weights:
                     with path.open("rb") as stream:
-                        while block := stream.read(1 << 20):
-                            digest.update(block)
+                        hashlib.file_digest(stream, lambda: digest)
                 library = f"sentence-transformers {_version('sentence-transformers')}"
                 self._identity = f"{self.model} ({library}, weights {digest.hexdigest()[:12]})"
             return self._identity
@@ -59,7 +58,25 @@ class SentenceEmbedder:
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """(n, d), float32, rows of length 1, in order. Raises ActError where the model cannot be loaded."""
         with self._lock:
-            network = self._loaded()
+            if self._network is None:
+                folder = _folder(self.model)
+                _version("sentence-transformers")
+                import torch
+                from sentence_transformers import SentenceTransformer
+                from transformers.utils import logging
+
+                logging.disable_progress_bar()
+                try:
+                    self._network = SentenceTransformer(
+                        str(folder),
+                        device="cuda" if torch.cuda.is_available() else "cpu",
+                        trust_remote_code=False,
+                        local_files_only=True,
+                        model_kwargs={"use_safetensors": True},
+                    ).eval()
+                except Exception as error:  # whatever the library makes of a folder that holds something else
+                    raise _unusable(self.model, f"{type(error).__name__}: {error}") from error
+            network = self._network
             new = [t for t in dict.fromkeys(texts) if t not in self._seen]
             vectors = dict(zip(new, self._encode(network, new), strict=True)) if new else {}
             rows = [vectors[t] if t in vectors else self._seen[t] for t in texts]
@@ -84,27 +101,6 @@ class SentenceEmbedder:
                 normalize_embeddings=True,
             )
         return np.asarray(vectors, dtype=np.float32)
-
-    def _loaded(self) -> Any:
-        if self._network is None:
-            folder = _folder(self.model)
-            _version("sentence-transformers")
-            import torch
-            from sentence_transformers import SentenceTransformer
-            from transformers.utils import logging
-
-            logging.disable_progress_bar()
-            try:
-                self._network = SentenceTransformer(
-                    str(folder),
-                    device="cuda" if torch.cuda.is_available() else "cpu",
-                    trust_remote_code=False,
-                    local_files_only=True,
-                    model_kwargs={"use_safetensors": True},
-                ).eval()
-            except Exception as error:  # whatever the library makes of a folder that holds something else
-                raise _unusable(self.model, f"{type(error).__name__}: {error}") from error
-        return self._network
 
 
 @cache

@@ -17,12 +17,8 @@ class ActError(Exception):
 
     def __init__(self, what: str, *, where: str = "", todo: str = "") -> None:
         self.what, self.where, self.todo = what, where, todo
-        lines = [what]
-        if where:
-            lines.append(f"  where: {where}")
-        if todo:
-            lines.append(f"  to do: {todo}")
-        super().__init__("\n".join(lines))
+        further = (where and f"  where: {where}", todo and f"  to do: {todo}")
+        super().__init__("\n".join([what, *filter(None, further)]))
 
 
 class DataError(ActError):

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -22,7 +23,6 @@ from act_assets.seeds import derive_seed
 from act_assets.tasks.base import Task
 from act_assets.training.act import Pair, Rollout, Sampled, SelfTraining, Verdict, initial_pair
 from act_assets.training.adapters import adapter_off, frozen, publish, with_adapter
-from act_assets.training.chat_template import ChatFormat
 from act_assets.training.checkpoint import RunFolder
 from act_assets.training.generation import RolloutEngine, make_engine
 from act_assets.training.logging import TrainingLog, TrainingPoint
@@ -88,7 +88,7 @@ def train_act(
         chat.pad_id,
         updater.device,
         autocast=updater.autocast,
-        as_reference=adapter_off(updater) if lora else nullcontext,
+        as_reference=partial(adapter_off, updater) if lora else nullcontext,
         limit=profile.compute.micro_batch_tokens,
         share=settings.prefix_sharing,
     )
@@ -122,19 +122,34 @@ def train_act(
             held_out,
             settings.beta.get(task.name, task.beta),
             profile,
-            chat,
             meter,
             log,
             RunFolder(work, profile.compute, where),
             groups,
         )
         loop.run()
-    if updater.is_main:
-        shutil.copytree(work / "rollouts", folder / "rollouts")
-        if lora is not None:
-            shutil.copytree(work / loop.kept, folder / "adapter")
-        publish(work / loop.kept, (str(sft_model), None), folder / "model", adapted=lora is not None)
-    return _facts(loop, len(pairs), folder) if updater.is_main else {}, log.points
+    if not updater.is_main:
+        return {}, log.points
+    shutil.copytree(work / "rollouts", folder / "rollouts")
+    if lora is not None:
+        shutil.copytree(work / loop.kept, folder / "adapter")
+    publish(work / loop.kept, (str(sft_model), None), folder / "model", adapted=lora is not None)
+    rollouts = [r for path in sorted((folder / "rollouts").glob("*.parquet")) for r in read_rows(path, Rollout)]
+    assert loop.best is not None
+    facts = {
+        "pairs": len(pairs),
+        "steps": log.points[-1].step,
+        "kept_epoch": loop.best.epoch,
+        "reward_margin": loop.best.reward_margin,
+        "reward_accuracy": loop.best.reward_accuracy,
+        "sampled_tokens": sum(r.sampled_tokens for r in rollouts),
+        **{f"rollouts_{v}": sum(r.verdict == v for r in rollouts) for v in get_args(Verdict)},
+        "winners_replaced": sum(r.replaced == "winner" for r in rollouts),
+        "losers_replaced": sum(r.replaced == "loser" for r in rollouts),
+        "staleness": sum(r.step - r.version for r in rollouts) / len(rollouts),
+        **meter.facts(),
+    }
+    return facts, log.points
 
 
 @dataclass
@@ -149,7 +164,6 @@ class _Loop:
     held_out: Sequence[Pair]
     beta: float
     profile: Profile
-    chat: ChatFormat
     meter: Meter
     log: TrainingLog
     folder: RunFolder
@@ -295,18 +309,18 @@ class _Loop:
             import torch
 
             device = self.updater.device
-            batch = Batch.of([row for i in chosen for row in rows[i]], self.chat.pad_id, device)
+            batch = Batch.of([row for i in chosen for row in rows[i]], self.reference.pad_id, device)
             log_probs = sequence_log_probs(self.updater.model, batch)
-            scores = self.reference.known_of([pairs[i].rows for i in chosen])
+            scores = [self.reference.known[text_key(row)] for i in chosen for row in pairs[i].rows]
             reference = torch.tensor(scores, dtype=log_probs.dtype, device=device)
-            terms = dpo_terms(log_probs, reference, self.beta)
-            sums = {"margin": terms.margin.sum(), "accuracy": (terms.margin > 0).sum()}
+            losses, margins = dpo_terms(log_probs, reference, self.beta)
+            sums = {"margin": margins.sum(), "accuracy": (margins > 0).sum()}
             if sampled:
                 own = [side is not None for i in chosen for side in (sampled[i].chosen, sampled[i].rejected)]
                 mask = torch.tensor(own, dtype=log_probs.dtype, device=device)
                 # E over pi's own samples of log pi - log pi_ref: an estimate of KL(pi || pi_ref)
                 sums |= {"log_ratio": ((log_probs.detach() - reference) * mask).sum(), "sampled": mask.sum()}
-            return terms.loss.sum() / count, sums
+            return losses.sum() / count, sums
 
         return part
 
@@ -325,9 +339,8 @@ class _Loop:
                 weights = self.updater.sharding.weights()
                 self.best, self.kept = point, f"kept-{epoch:02d}"
                 if self.updater.is_main:
-                    self.folder.keep(
-                        self.kept, lambda to: save_model(self.updater.policy, self.chat.tokenizer, to, weights)
-                    )
+                    tokenizer = self.self_training.policy.chat.tokenizer
+                    self.folder.keep(self.kept, partial(save_model, self.updater.policy, tokenizer, weights=weights))
             if self.updater.is_main:
                 done = self.rollouts
                 self.folder.file(f"rollouts/epoch-{epoch:02d}.parquet", lambda to: write_rows(to, done, Rollout))
@@ -362,22 +375,3 @@ class _Loop:
         self.meter.restore(record["meter"])
         self.rollouts = [Rollout(**r) for r in record["rollouts"]]
         self.held = {int(n): [Sampled.from_json(s) for s in sampled] for n, sampled in record["held"].items()}
-
-
-def _facts(loop: _Loop, pairs: int, folder: Path) -> dict[str, Any]:
-    rollouts = [r for path in sorted((folder / "rollouts").glob("*.parquet")) for r in read_rows(path, Rollout)]
-    best = loop.best
-    assert best is not None
-    return {
-        "pairs": pairs,
-        "steps": loop.log.points[-1].step,
-        "kept_epoch": best.epoch,
-        "reward_margin": best.reward_margin,
-        "reward_accuracy": best.reward_accuracy,
-        "sampled_tokens": sum(r.sampled_tokens for r in rollouts),
-        **{f"rollouts_{v}": sum(r.verdict == v for r in rollouts) for v in get_args(Verdict)},
-        "winners_replaced": sum(r.replaced == "winner" for r in rollouts),
-        "losers_replaced": sum(r.replaced == "loser" for r in rollouts),
-        "staleness": sum(r.step - r.version for r in rollouts) / len(rollouts),
-        **loop.meter.facts(),
-    }

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +38,11 @@ def halve_linear(model: Any) -> None:
             module.to(torch.bfloat16)
 
 
-def adapter_off(updater: Updater) -> Callable[[], AbstractContextManager[None]]:
+@contextmanager
+def adapter_off(updater: Updater) -> Iterator[None]:
     """A context in which the policy that is trained is its base, whole on every process."""
-
-    @contextmanager
-    def off() -> Iterator[None]:
-        with updater.sharding.whole(), updater.policy.disable_adapter():
-            yield
-
-    return off
+    with updater.sharding.whole(), updater.policy.disable_adapter():
+        yield
 
 
 def frozen(model: Any, device: Any, *, mixed_precision: bool) -> Any:

@@ -6,7 +6,6 @@ system response: what a response should be is learnt from the train subset alone
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from act_assets.training.optimizer import is_first_process
 from act_assets.training.packing import TokenRow
 from act_assets.training.policy import load_model, save_model
 from act_assets.training.supervised import Supervised
+from resources.artifacts import sha256_of
 from resources.errors import TrainingError
 from resources.settings import Compute
 
@@ -102,7 +102,19 @@ def make_base_policy(
 ) -> tuple[dict[str, Any], list[TrainingPoint]]:
     """Writes `model/`, or `source.json` for a Hugging Face model. Returns facts and the warm-up's curve."""
     if settings.scratch is None:
-        return (_refer(settings, folder) if is_first_process() else {}), []
+        if not is_first_process():
+            return {}, []
+        loaded, chat = load_model(settings.model, settings.revision)  # which proves that it can be used
+        record: dict[str, Any] = {"model": settings.model, "end_of_turn_id": chat.end_id}
+        local = Path(settings.model).expanduser()
+        if local.is_dir():
+            record |= {"model": str(local.resolve()), "files": local_files(settings)}
+        else:
+            record["commit"] = str(loaded.config._commit_hash)
+        (folder / SOURCE).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        count = sum(p.numel() for p in loaded.parameters())
+        policy = f"{settings.model}, {count:,} parameters"
+        return {"policy": policy, "parameters": count, "vocabulary": len(chat.tokenizer)}, []
     scratch = settings.scratch
     messages = warm_up_texts(task, conversations)
     tokenizer = train_tokenizer([m.content for group in messages for m in group], scratch.vocab_size)
@@ -164,26 +176,7 @@ def local_files(settings: Policy) -> dict[str, str] | None:
     folder = Path(settings.model).expanduser()
     if settings.scratch is not None or not folder.is_dir():
         return None
-    return {p.name: _digest(p) for p in sorted(folder.iterdir()) if p.is_file()}
-
-
-def _refer(settings: Policy, folder: Path) -> dict[str, Any]:
-    """Records a Hugging Face model and its commit; loading it once proves that it can be used."""
-    local = Path(settings.model).expanduser()
-    model, chat = load_model(settings.model, settings.revision)
-    record: dict[str, Any] = {"model": settings.model, "end_of_turn_id": chat.end_id}
-    if local.is_dir():
-        record |= {"model": str(local.resolve()), "files": local_files(settings)}
-    else:
-        record["commit"] = str(model.config._commit_hash)
-    (folder / SOURCE).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    count = sum(p.numel() for p in model.parameters())
-    return {"policy": f"{settings.model}, {count:,} parameters", "parameters": count, "vocabulary": len(chat.tokenizer)}
-
-
-def _digest(path: Path) -> str:
-    facts = path.stat()
-    if facts.st_size > _HASHED_BYTES:
-        return f"{facts.st_size} bytes, changed {facts.st_mtime_ns}"
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return {
+        p.name: f"{of.st_size} bytes, changed {of.st_mtime_ns}" if of.st_size > _HASHED_BYTES else sha256_of(p)
+        for p, of in ((p, p.stat()) for p in sorted(folder.iterdir()) if p.is_file())
+    }

@@ -93,12 +93,28 @@ class StateStore:
         try:
             try:
                 text = (json.dumps(record, allow_nan=False) + "\n").encode()
-                self._create()
+                missing = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
+                self.folder.mkdir(parents=True, exist_ok=True)
+                for path in missing:
+                    sync(path.parent)
                 self._tidy()
-                beside = self._named("writing", f"step-{step:08d}")
+                target = self.folder / f"step-{step:08d}"
+                beside = self.folder / f".writing-{os.getpid()}-{target.name}"
                 beside.mkdir()
                 self._write(beside, step, text, tensors)
-                self._put(beside, step)
+                if target.exists():
+                    # `_tidy` puts it back if this is as far as it gets.
+                    target.rename(self.folder / f".replaced-{os.getpid()}-{target.name}")
+                beside.rename(target)
+                sync(self.folder)
+                kept = 0
+                for other, path in self._states():
+                    if other > step:
+                        continue  # damaged, or this run would have resumed from it: its own step will replace it
+                    if kept == self.keep:
+                        shutil.rmtree(path, ignore_errors=True)
+                    elif not _damage(path, other, hash_up_to=-1):
+                        kept += 1
             finally:
                 with suppress(OSError):
                     self._tidy()
@@ -116,14 +132,22 @@ class StateStore:
             if number is None:
                 raise
             raise self._disk_failed(f"the state of step {step} could not be written", error, number, tensors) from error
-        return SavedState(step, json.loads(text), self.folder / f"step-{step:08d}")
+        return SavedState(step, json.loads(text), target)
 
     def latest(self) -> SavedState | None:
         """The newest whole state, every byte of it checked; `skipped` then tells what was passed over, and why."""
         with suppress(OSError):
             self._tidy()
-        state, self.skipped = self._newest()
-        return state
+        self.skipped = []
+        try:
+            for step, path in self._states():
+                fault = _damage(path, step)
+                if not fault:
+                    return SavedState(step, json.loads((path / RECORD).read_bytes()), path)
+                self.skipped.append(f"{path.name}: {fault}")
+        except OSError as error:
+            self.skipped.append(f"{self.folder} cannot be read: {error}")
+        return None
 
     def clear(self) -> None:
         """Removes the whole folder. Raises TrainingError where it may not."""
@@ -133,12 +157,6 @@ class StateStore:
             return
         except OSError as error:
             raise self._disk_failed("the training states could not be removed", error, error.errno, {}) from error
-
-    def _create(self) -> None:
-        missing = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for path in missing:
-            sync(path.parent)
 
     def _write(self, folder: Path, step: int, record: bytes, tensors: Tensors) -> None:
         """All files, synced, and read back: raises TrainingError where the disk holds something else."""
@@ -153,7 +171,12 @@ class StateStore:
         (folder / MANIFEST).write_bytes(manifest)
         for path in (*folder.iterdir(), folder):
             sync(path)
-            _forget(path)
+            if path.is_file() and hasattr(os, "posix_fadvise"):  # out of the page cache: reading it asks the disk
+                descriptor = os.open(path, os.O_RDONLY)
+                try:
+                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+                finally:
+                    os.close(descriptor)
         fault = "" if (folder / MANIFEST).read_bytes() == manifest else f"{MANIFEST} differs"
         fault = fault or _damage(folder, step)
         if fault:
@@ -162,25 +185,6 @@ class StateStore:
                 where=f"{self.where}; {self.folder}",
                 todo=f"check the disk and the memory of this machine (dmesg). {self._advice()}",
             )
-
-    def _put(self, beside: Path, step: int) -> None:
-        """The verified folder gets its name; then the older ones beyond `keep` go."""
-        target = self.folder / f"step-{step:08d}"
-        if target.exists():
-            target.rename(self._named("replaced", target.name))  # `_tidy` puts it back if this is as far as it gets
-        beside.rename(target)
-        sync(self.folder)
-        kept = 0
-        for number, path in self._states():
-            if number > step:
-                continue  # damaged, or this run would have resumed from it: its own step will replace it
-            if kept == self.keep:
-                shutil.rmtree(path, ignore_errors=True)
-            elif not _damage(path, number, hash_up_to=-1):
-                kept += 1
-
-    def _named(self, kind: str, name: str) -> Path:
-        return self.folder / f".{kind}-{os.getpid()}-{name}"
 
     def _tidy(self) -> None:
         """Deletes or puts back what is left of a process that is gone, or of an earlier call in this one."""
@@ -202,20 +206,8 @@ class StateStore:
             return []
         return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
 
-    def _newest(self) -> tuple[SavedState | None, list[str]]:
-        skipped: list[str] = []
-        try:
-            for step, path in self._states():
-                fault = _damage(path, step)
-                if not fault:
-                    return SavedState(step, json.loads((path / RECORD).read_bytes()), path), skipped
-                skipped.append(f"{path.name}: {fault}")
-        except OSError as error:
-            skipped.append(f"{self.folder} cannot be read: {error}")
-        return None, skipped
-
     def _advice(self) -> str:
-        state, _ = self._newest()
+        state = self.latest()
         if state is None:
             return "There is no state yet: the next run starts from the beginning"
         return f"The state of step {state.step} is intact: run again to resume from it"
@@ -255,7 +247,7 @@ class RunFolder:
         updater.restore(saved.step, saved.tensors("weights"), saved.tensors("optimizer"))
         if updater.is_main:
             print(f"    resuming from the state after update {saved.step}", file=sys.stderr, flush=True)
-        updater.wait()
+        updater.accelerator.wait_for_everyone()
         return saved
 
     def save(self, updater: Updater, record: Mapping[str, Any]) -> None:
@@ -263,7 +255,7 @@ class RunFolder:
         tensors = {"weights": updater.sharding.weights(), "optimizer": updater.sharding.moments()}
         if updater.is_main:
             self.store.save(updater.step_count, record, tensors)
-        updater.wait()
+        updater.accelerator.wait_for_everyone()
 
     def keep(self, name: str, write: Callable[[Path], None]) -> None:
         """Writes the model of an epoch, `kept-NN`. `forget_others` removes the ones before it."""
@@ -311,16 +303,6 @@ def _disk_error(error: Exception) -> int | None:
     if number is None and (match := _OS_ERROR.search(str(error))):
         number = int(match[1])
     return number if number in _DISK_ERRORS else None
-
-
-def _forget(path: Path) -> None:
-    """Drops a synced file from the page cache, so that reading it asks the disk."""
-    if path.is_file() and hasattr(os, "posix_fadvise"):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(descriptor)
 
 
 def _damage(folder: Path, step: int, *, hash_up_to: float = math.inf) -> str:

@@ -19,8 +19,6 @@ from act_assets.training.noise import gumbel_noise, noise_keys
 from resources.errors import TrainingError
 
 if TYPE_CHECKING:
-    import torch
-
     from act_assets.profile import Engine
     from act_assets.training.chat_template import ChatFormat
 
@@ -76,7 +74,15 @@ class TransformersEngine:
         self._own = snapshot
         self.model = model
         if snapshot:
-            self.model = _copy_of(model)
+            import torch
+
+            # What is frozen is shared; a quantized parameter carries more than its data.
+            shared = {
+                id(p): torch.nn.Parameter(p.data, requires_grad=False) if type(p) is torch.nn.Parameter else p
+                for p in model.parameters()
+                if not p.requires_grad
+            }
+            self.model = copy.deepcopy(model, shared).eval()
             if mixed_precision:
                 for parameter in _castable(self.model):
                     parameter.data = parameter.data.bfloat16()
@@ -88,8 +94,7 @@ class TransformersEngine:
         with self._busy:
             if self._own:
                 with torch.no_grad():
-                    pairs = zip(self.model.parameters(), self._trained.parameters(), strict=True)
-                    for own, trained in pairs:
+                    for own, trained in zip(self.model.parameters(), self._trained.parameters(), strict=True):
                         if trained.requires_grad:
                             own.copy_(trained)
             self.version = version
@@ -101,9 +106,17 @@ class TransformersEngine:
         self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], *, max_new_tokens: int, temperature: float
     ) -> list[list[int]]:
         """See `RolloutEngine`. Prompts of similar length go together, `batch_size` at a time."""
+        import torch
+
         result: list[list[int]] = [[] for _ in prompts]
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        with self._busy, self._ready():
+        with self._busy, ExitStack() as stack:
+            stack.callback(self.model.train, self.model.training)
+            self.model.eval()  # in train mode, checkpointing models lose the cache
+            stack.enter_context(torch.no_grad())
+            if self.mixed_precision:
+                stack.enter_context(nullcontext() if self._own else _cast_once(self.model))
+                stack.enter_context(torch.autocast(next(self.model.parameters()).device.type, dtype=torch.bfloat16))
             for start in range(0, len(order), self.batch_size):
                 batch = order[start : start + self.batch_size]
                 rows = [prompts[i] for i in batch]
@@ -112,24 +125,6 @@ class TransformersEngine:
                     result[i] = ids
         return result
 
-    @contextmanager
-    def _ready(self) -> Iterator[None]:
-        """All weights there, eval mode, no gradients, and the precision; everything given back at the end."""
-        import torch
-
-        was_training = self.model.training
-        self.model.eval()  # in train mode, checkpointing models lose the cache
-        try:
-            with ExitStack() as stack:
-                stack.enter_context(torch.no_grad())
-                if self.mixed_precision:
-                    stack.enter_context(nullcontext() if self._own else _cast_once(self.model))
-                    device = next(self.model.parameters()).device.type
-                    stack.enter_context(torch.autocast(device, dtype=torch.bfloat16))
-                yield
-        finally:
-            self.model.train(was_training)
-
     def _decode(
         self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], max_new_tokens: int, temperature: float
     ) -> list[list[int]]:
@@ -137,8 +132,14 @@ class TransformersEngine:
         from transformers import DynamicCache
 
         device = next(self.model.parameters()).device
-        ids, mask, positions = self._padded(prompts, max_new_tokens, device)
-        width = ids.shape[1]
+        width = max(len(prompt) for prompt in prompts)
+        ids = torch.full((len(prompts), width), self.pad_id, dtype=torch.long)
+        mask = torch.ones((len(prompts), width + max_new_tokens), dtype=torch.long)  # with room for all new tokens
+        for row, prompt in enumerate(prompts):
+            ids[row, width - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
+            mask[row, : width - len(prompt)] = 0
+        positions = (mask[:, :width].cumsum(-1) - 1).clamp_(min=0)
+        ids, mask, positions = (t.to(device) for t in (ids, mask, positions))
         keys = noise_keys(seeds, device)
         cache = DynamicCache(config=self.model.config)
         sampled: list[list[int]] = [[] for _ in prompts]
@@ -170,21 +171,6 @@ class TransformersEngine:
                 ids, positions, mask, keys = (t[places] for t in (ids, positions, mask, keys))
                 cache.batch_select_indices(places)
         return sampled
-
-    def _padded(
-        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, device: Any
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Ids and positions [rows, width], and the attention mask with room for all new tokens."""
-        import torch
-
-        width = max(len(prompt) for prompt in prompts)
-        ids = torch.full((len(prompts), width), self.pad_id, dtype=torch.long)
-        mask = torch.ones((len(prompts), width + max_new_tokens), dtype=torch.long)
-        for row, prompt in enumerate(prompts):
-            ids[row, width - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
-            mask[row, : width - len(prompt)] = 0
-        positions = (mask[:, :width].cumsum(-1) - 1).clamp_(min=0)
-        return ids.to(device), mask.to(device), positions.to(device)
 
 
 def _castable(model: Any) -> list[Any]:
@@ -224,18 +210,6 @@ def _cast_once(model: Any) -> Iterator[None]:
     finally:
         for module, name, parameter in kept:
             module._parameters[name] = parameter
-
-
-def _copy_of(model: Any) -> Any:
-    """A copy whose frozen parameters share their memory with the original's."""
-    import torch
-
-    def shared(parameter: Any) -> Any:
-        plain = type(parameter) is torch.nn.Parameter  # a quantized one carries more than its data
-        return torch.nn.Parameter(parameter.data, requires_grad=False) if plain else parameter
-
-    memo = {id(p): shared(p) for p in model.parameters() if not p.requires_grad}
-    return copy.deepcopy(model, memo).eval()
 
 
 def make_engine(

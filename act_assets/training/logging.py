@@ -105,7 +105,16 @@ class TrainingLog:
                 todo="lower the learning rate in the profile; what was finished before is intact",
             )
         self.points.append(point)
-        self._print(point)
+        now = self._clock()
+        if point.split != "train" or now - self._printed_at >= EVERY_S or point.step >= self.total_steps:
+            self._printed_at = now
+            margin = "" if point.reward_margin is None else f"  reward margin {point.reward_margin:+.4f}"
+            print(
+                f"    {self.stage:<12} step {point.step}/{self.total_steps}  {point.split} loss {point.loss:.4f}"
+                f"{margin}  {now - self._started:.0f} s",
+                file=sys.stderr,
+                flush=True,
+            )
         self._plot(point.step, {**point.scalars, **(further or {})})
 
     def replay(self, points: Iterable[Mapping[str, Any]]) -> None:
@@ -117,14 +126,12 @@ class TrainingLog:
 
     def close(self) -> None:
         """Writes the last line, and what TensorBoard's files have not got yet. May be called twice."""
-        live, events = self._live, self._events
         try:
             if self._unwritten:
                 self._write_live()
-            if events is not None:
-                events.close()
-            if live is not None:
-                live.close()
+            for stream in (self._events, self._live):
+                if stream is not None:
+                    stream.close()
         except OSError as error:
             self._give_up(error)
         self._live = self._events = None
@@ -134,19 +141,6 @@ class TrainingLog:
 
     def __exit__(self, *raised: object) -> None:
         self.close()
-
-    def _print(self, point: TrainingPoint) -> None:
-        now = self._clock()
-        if point.split == "train" and now - self._printed_at < EVERY_S and point.step < self.total_steps:
-            return
-        self._printed_at = now
-        margin = "" if point.reward_margin is None else f"  reward margin {point.reward_margin:+.4f}"
-        print(
-            f"    {self.stage:<12} step {point.step}/{self.total_steps}  {point.split} loss {point.loss:.4f}{margin}"
-            f"  {now - self._started:.0f} s",
-            file=sys.stderr,
-            flush=True,
-        )
 
     def _plot(self, step: int, values: Mapping[str, float | None]) -> None:
         """What is None, NaN or infinite is left out."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from act_assets.training.packing import Batch, PackedRow, TokenRow, rows_of, share_out
@@ -36,25 +35,16 @@ def sequence_log_probs(model: Any, batch: Batch) -> torch.Tensor:
     return per_token.new_zeros(batch.sequences).index_add(0, batch.owners, per_token)
 
 
-@dataclass(frozen=True, slots=True)
-class DpoTerms:
-    """Equation 1 for some pairs, each field [pairs]; rewards are beta times the log-ratio to the reference."""
+def dpo_terms(log_probs: torch.Tensor, reference: torch.Tensor, beta: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Equation 1: each pair's loss and its margin, the difference of the rewards beta log(pi / pi_ref).
 
-    loss: torch.Tensor
-    chosen_reward: torch.Tensor
-    rejected_reward: torch.Tensor
-
-    @property
-    def margin(self) -> torch.Tensor:
-        return self.chosen_reward - self.rejected_reward
-
-
-def dpo_terms(log_probs: torch.Tensor, reference: torch.Tensor, beta: float) -> DpoTerms:
-    """`log_probs`, `reference`: [2 x pairs], winner and loser of each pair side by side."""
+    `log_probs`, `reference`: [2 x pairs], winner and loser of each pair side by side.
+    """
     import torch
 
     rewards = beta * (log_probs - reference).view(-1, 2)
-    return DpoTerms(-torch.nn.functional.logsigmoid(rewards[:, 0] - rewards[:, 1]), rewards[:, 0], rewards[:, 1])
+    margin = rewards[:, 0] - rewards[:, 1]
+    return -torch.nn.functional.logsigmoid(margin), margin
 
 
 class ReferenceScores:
@@ -96,7 +86,7 @@ class ReferenceScores:
         self.model.eval()
         try:
             with torch.no_grad(), self.autocast(), self.as_reference():
-                for chosen in passes(rows, self.limit):
+                for chosen in share_out(sizes(rows), 1, self.limit)[0]:
                     batch = Batch.of([row for i in chosen for row in rows[i]], self.pad_id, self.device)
                     scores = sequence_log_probs(self.model, batch).tolist()
                     named = [text_key(s) for i in chosen for row in rows[i] for s in row.sequences]
@@ -105,15 +95,6 @@ class ReferenceScores:
         finally:
             self.model.train(training)
         return [self.known[k] for names in keys for k in names]
-
-    def known_of(self, groups: Sequence[Sequence[TokenRow]]) -> list[float]:
-        """The scores of sequences that have all been scored."""
-        return [self.known[text_key(row)] for group in groups for row in group]
-
-
-def passes(rows: Sequence[Sequence[PackedRow]], limit: int | None) -> list[list[int]]:
-    """Groups of rows cut into passes of at most `limit` tokens for one process."""
-    return [p for p in share_out(sizes(rows), 1, limit)[0] if p] if rows else []
 
 
 def sizes(rows: Sequence[Sequence[PackedRow]]) -> list[int]:

@@ -57,13 +57,6 @@ def gpu_name() -> str | None:
     return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
 
 
-def _gpu_in_use() -> int | None:
-    """Which GPU this thread computes on; a thread that it starts would be told the first."""
-    import torch
-
-    return torch.cuda.current_device() if torch.cuda.is_available() else None
-
-
 def peak_memory_mb() -> int:
     """The most memory this process has held, in MiB: torch's on the GPU, or resident memory without one."""
     import torch
@@ -102,12 +95,15 @@ class Meter:
     ) -> None:
         """`parameters` are those of the whole model, `trainable` those that get gradients (default: all); `device` is
         the GPU's name (default: of the one this process computes on); `processes` train together, one a device."""
+        import torch
+
         self.parameters = parameters
         self.trainable = parameters if trainable is None else trainable
         self.processes = processes
         device = gpu_name() if device is None else device
         self._peak = None if device is None else peak_flops(device)
-        self._gpu = _gpu_in_use()
+        # A thread that this one starts would be told the first GPU.
+        self._gpu = torch.cuda.current_device() if torch.cuda.is_available() else None
         self._clock = clock
         self._lock = threading.Lock()
         self._owner = threading.get_ident()
@@ -161,7 +157,7 @@ class Meter:
             self._charge_all()
             return {
                 "seconds": self._seconds(),
-                "peak_memory_mb": self._memory(),
+                "peak_memory_mb": max(self._memory_before, float(peak_memory_mb())),
                 **{f"time_{name}": value for name, value in self._times.items()},
                 **{f"overlapped_{name}": value for name, value in self._overlapped.items()},
                 **{f"count_{name}": float(value) for name, value in self._counts.items()},
@@ -197,9 +193,14 @@ class Meter:
             for name, time_beside in self._overlapped.items():
                 facts[f"overlapped_{name}"] = round(time_beside / seconds, 4) if seconds else 0.0
             for counted in ("pairs", "turns", "trained_tokens", "generated_tokens"):
-                facts[f"{counted.removeprefix('trained_')}_per_second"] = self._rate(counted, seconds)
-            facts["model_flops_utilisation"] = self._utilisation(seconds)
-            facts["peak_memory_mb"] = int(self._memory())
+                rate = self._counts[counted] / seconds if counted in self._counts and seconds else math.nan
+                # Four digits: a large model may do a hundredth of a pair a second.
+                digits = float(f"{rate:.4g}") if math.isfinite(rate) else None
+                facts[f"{counted.removeprefix('trained_')}_per_second"] = digits
+            facts["model_flops_utilisation"] = (
+                round(self.model_flops() / seconds / self.processes / self._peak, 4) if self._peak and seconds else None
+            )
+            facts["peak_memory_mb"] = int(max(self._memory_before, peak_memory_mb()))
             facts["seconds"] = round(seconds, 2)
             return facts
 
@@ -225,21 +226,8 @@ class Meter:
         trained = self._counts["trained_tokens"]
         return 2.0 * self.parameters * forward + (4.0 * self.parameters + 2.0 * self.trainable) * trained
 
-    def _utilisation(self, seconds: float) -> float | None:
-        if self._peak is None or not seconds:
-            return None
-        return round(self.model_flops() / seconds / self.processes / self._peak, 4)
-
-    def _rate(self, name: str, seconds: float) -> float | None:
-        # Four digits: a large model may do a hundredth of a pair a second.
-        rate = self._counts[name] / seconds if name in self._counts and seconds else None
-        return None if rate is None or not math.isfinite(rate) else float(f"{rate:.4g}")
-
     def _seconds(self) -> float:
         return self._before + self._clock() - self._started
-
-    def _memory(self) -> float:
-        return max(self._memory_before, float(peak_memory_mb()))
 
     def _charge(self, track: _Track) -> None:
         now = self._clock()

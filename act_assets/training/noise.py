@@ -12,8 +12,7 @@ if TYPE_CHECKING:
     import torch
 
 _GAMMA = 0x9E3779B97F4A7C15
-_ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
-_LAST_SHIFT = 31
+_ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, None))
 
 
 def noise_keys(seeds: Sequence[int], device: Any = None) -> torch.Tensor:
@@ -45,12 +44,7 @@ def _signed(number: int) -> int:
 def _mix(z: torch.Tensor) -> torch.Tensor:
     """SplitMix64's output function, in place."""
     for shift, factor in _ROUNDS:
-        z ^= _shifted(z, shift)
-        z *= _signed(factor)
-    z ^= _shifted(z, _LAST_SHIFT)
+        z ^= (z >> shift).bitwise_and_((1 << (64 - shift)) - 1)  # zeros come in; the operator keeps the sign
+        if factor is not None:
+            z *= _signed(factor)
     return z
-
-
-def _shifted(z: torch.Tensor, by: int) -> torch.Tensor:
-    """z >> by, zeros coming in; the operator keeps the sign."""
-    return (z >> by).bitwise_and_((1 << (64 - by)) - 1)

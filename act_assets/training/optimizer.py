@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from act_assets.profile import Optimisation
 from act_assets.seeds import derive_seed
-from act_assets.training.meter import Meter, gpu_name
+from act_assets.training.meter import Meter
 from act_assets.training.packing import share_out
 from act_assets.training.sharded import Sharding, sharding_of
 from resources.errors import TrainingError
@@ -86,10 +86,15 @@ class Updater:
         learning_rate: float | None = None,
         mixed_precision: bool = False,
     ) -> None:
+        import torch
+        from transformers.trainer_pt_utils import get_parameter_names
+
         self.settings, self.compute, self.seed, self.where = settings, compute, seed, where
         self.total_steps = total_steps
         self.peak = settings.learning_rate if learning_rate is None else learning_rate
         self.accelerator = make_accelerator()
+        self.device, self.rank = self.accelerator.device, int(self.accelerator.process_index)
+        self.is_main, self.processes = bool(self.accelerator.is_main_process), int(self.accelerator.num_processes)
         self.mixed_precision = mixed_precision
         self._own_autocast = False
         if compute.gradient_checkpointing:
@@ -104,45 +109,31 @@ class Updater:
             self._own_autocast = True
         self.parameters = int(model.num_parameters())  # of 4-bit weights the numbers, not the bytes they are packed in
         self.trainable_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        optimizer = _adamw(model, settings.weight_decay, self.device)
+        norms = [torch.nn.LayerNorm, *{type(m) for m in model.modules() if "RMSNorm" in type(m).__name__}]
+        decaying = {n for n in get_parameter_names(model, norms) if "bias" not in n}  # neither norms nor biases do
+        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for n, p in named if (n in decaying) == decays], "weight_decay": decay}
+            for decays, decay in ((True, settings.weight_decay), (False, 0.0))
+        ]
+        groups = [g for g in groups if g["params"]]
+        optimizer = torch.optim.AdamW(groups, lr=0.0, fused=self.device.type == "cuda")  # `step` sets its learning rate
+        del named, groups  # FSDP frees the whole weights as it shards them
         self.model, self.optimizer = self.accelerator.prepare(model.to(self.device), optimizer)
         self.sharding: Sharding = sharding_of(self.accelerator, self.model, self.optimizer)
         self.sharding.reset()
+        self.policy: Any = self.sharding.policy  # the model itself, without what wraps it for training
         self.step_count = 0
-
-    @property
-    def device(self) -> Any:
-        return self.accelerator.device
-
-    @property
-    def policy(self) -> Any:
-        """The model itself, without what wraps it for training."""
-        return self.sharding.policy
-
-    @property
-    def is_main(self) -> bool:
-        return bool(self.accelerator.is_main_process)
-
-    @property
-    def processes(self) -> int:
-        return int(self.accelerator.num_processes)
-
-    @property
-    def rank(self) -> int:
-        return int(self.accelerator.process_index)
 
     def meter(self) -> Meter:
         """A meter of this training."""
-        return Meter(self.parameters, gpu_name(), trainable=self.trainable_parameters, processes=self.processes)
+        return Meter(self.parameters, trainable=self.trainable_parameters, processes=self.processes)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision that the update computes in."""
         import torch
 
-        if not self.mixed_precision:
-            return nullcontext()
-        context: AbstractContextManager[Any] = torch.autocast(self.device.type, dtype=torch.bfloat16)
-        return context
+        return torch.autocast(self.device.type, dtype=torch.bfloat16) if self.mixed_precision else nullcontext()
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then linear decay to zero after `total_steps`."""
@@ -224,25 +215,7 @@ class Updater:
         self.step_count = step
         self.sharding.restore(step, weights, moments)
 
-    def wait(self) -> None:
-        self.accelerator.wait_for_everyone()
-
     def free(self) -> None:
         """Gives the memory of weights, gradients and moments back; nothing can be done with it afterwards."""
         self.model, self.optimizer = self.accelerator.free_memory(self.model, self.optimizer)
-        del self.sharding
-
-
-def _adamw(model: Any, weight_decay: float, device: Any) -> Any:
-    """AdamW; norms and biases do not decay. Its learning rate is set before every update."""
-    import torch
-    from transformers.trainer_pt_utils import get_parameter_names
-
-    norms = [torch.nn.LayerNorm, *{type(m) for m in model.modules() if "RMSNorm" in type(m).__name__}]
-    decaying = {n for n in get_parameter_names(model, norms) if "bias" not in n}
-    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for n, p in named if (n in decaying) == decays], "weight_decay": weight_decay if decays else 0.0}
-        for decays in (True, False)
-    ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, fused=device.type == "cuda")
+        del self.sharding, self.policy

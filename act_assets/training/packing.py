@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,10 +43,6 @@ class PackedRow:
     sequences: tuple[TokenRow, ...]
     paths: tuple[np.ndarray[Any, np.dtype[np.int64]], ...]
     branches: tuple[tuple[int, int, np.ndarray[Any, np.dtype[np.int64]]], ...]
-
-    @property
-    def is_plain(self) -> bool:
-        return len(self.branches) == 1
 
     def attention(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Which place (row) attends to which (column)."""
@@ -115,7 +112,7 @@ class Batch:
         width = max(len(row.token_ids) for row in rows)
         ids = np.full((len(rows), width), pad_id, dtype=np.int64)
         positions = np.zeros((len(rows), width), dtype=np.int64)
-        plain = all(row.is_plain for row in rows)
+        plain = all(len(row.branches) == 1 for row in rows)
         mask = np.zeros((len(rows), width) if plain else (len(rows), 1, width, width), dtype=np.bool_)
         where, columns, targets, owners, number = [], [], [], [], 0
         for r, row in enumerate(rows):
@@ -135,10 +132,7 @@ class Batch:
                 number += 1
         kept, place = np.unique(np.concatenate(columns), return_inverse=True)
         sources = np.concatenate(where) * len(kept) + place
-
-        def tensor(array: np.ndarray[Any, Any]) -> torch.Tensor:
-            return torch.from_numpy(np.ascontiguousarray(array)).to(device)
-
+        tensor = partial(torch.as_tensor, device=device)
         return cls(
             tensor(ids),
             tensor(mask),

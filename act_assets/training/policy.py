@@ -33,12 +33,24 @@ def load_model(path: str | Path, revision: str | None = None, *, quantized: bool
     the model is not there or cannot be used.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+    from transformers.utils import is_bitsandbytes_available, logging
 
-    _no_library_bars()
+    logging.disable_progress_bar()
     options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "sdpa"}
     if quantized:
-        options |= _four_bits()
+        if not is_bitsandbytes_available():
+            raise TrainingError(
+                "policy.lora.quantized needs bitsandbytes, which is not installed",
+                todo="pip install 'act-assets[gpu]', or set policy.lora.quantized: false",
+            )
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+        options["device_map"] = {"": f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
         with _whole_weights():
@@ -71,48 +83,20 @@ def _whole_weights() -> Iterator[None]:
         integration._hf_deepspeed_config_weak_ref = kept
 
 
-def _four_bits() -> dict[str, Any]:
-    import torch
-    from transformers import BitsAndBytesConfig
-    from transformers.utils import is_bitsandbytes_available
-
-    if not is_bitsandbytes_available():
-        raise TrainingError(
-            "policy.lora.quantized needs bitsandbytes, which is not installed",
-            todo="pip install 'act-assets[gpu]', or set policy.lora.quantized: false",
-        )
-    config = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )
-    here = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
-    return {"quantization_config": config, "device_map": {"": here}}
-
-
 def save_model(model: Any, tokenizer: Any, folder: Path, weights: Mapping[str, Any] | None = None) -> None:
     """Weights (safetensors), configuration and tokenizer; `weights` by name stand in for the model's own."""
-    _no_library_bars()
-    model.save_pretrained(folder, safe_serialization=True, **({} if weights is None else {"state_dict": dict(weights)}))
-    tokenizer.save_pretrained(folder)
-    if (folder / ADAPTER_CONFIG).is_file():
-        _tidy_adapter(folder)
-
-
-def _tidy_adapter(folder: Path) -> None:
-    """The same bytes from the same training: peft writes a set in any order, where the base lay, and a page of it."""
-    config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    config["base_model_name_or_path"] = ""
-    config["target_modules"] = sorted(config["target_modules"])
-    (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    (folder / "README.md").unlink(missing_ok=True)
-
-
-def _no_library_bars() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    model.save_pretrained(folder, safe_serialization=True, **({} if weights is None else {"state_dict": dict(weights)}))
+    tokenizer.save_pretrained(folder)
+    adapter = folder / ADAPTER_CONFIG
+    if adapter.is_file():
+        # The same bytes from the same training: peft writes a set in any order, where the base lay, and a page of it.
+        config = json.loads(adapter.read_text(encoding="utf-8"))
+        config |= {"base_model_name_or_path": "", "target_modules": sorted(config["target_modules"])}
+        adapter.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (folder / "README.md").unlink(missing_ok=True)
 
 
 def pick_device() -> torch.device:

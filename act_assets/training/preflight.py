@@ -42,21 +42,39 @@ def check_compute(profile: Profile, *, parameters: int | None = None, devices: S
     `parameters`: of the policy, where they are known; without them neither memory nor disk is estimated.
     `devices`: by default those that are visible now.
     """
+    lora, strategy = profile.policy.lora, profile.compute.strategy
     needs_gpu = bool(
         profile.compute.device
         or profile.compute.device_memory_gb
         or profile.engine.name == "vllm"
-        or (profile.policy.lora and profile.policy.lora.quantized)
+        or (lora and lora.quantized)
         or (profile.policy.scratch is None and (parameters is None or parameters >= CPU_PARAMETERS))
     )
-    mistakes = [*_batches(profile), *_extras(profile)]
+    extras = {
+        "deepspeed": f"compute.strategy {strategy}" if strategy in ("zero2", "zero3") else "",
+        "vllm": "engine.name vllm" if profile.engine.name == "vllm" else "",
+        "bitsandbytes": "policy.lora.quantized" if lora and lora.quantized else "",
+    }
+    mistakes = _batches(profile) + [
+        f"{setting} needs the package {package}: pip install -e '.[gpu]'"
+        for package, setting in extras.items()
+        if setting and find_spec(package) is None
+    ]
     if needs_gpu:
         found = visible_devices() if devices is None else devices
         mistakes = [*_devices(profile, found), *mistakes]
         if parameters is not None:
             mistakes += _memory(profile, parameters, found)
     if parameters is not None:
-        mistakes += _disk(profile, parameters)
+        home, states = act_home(), profile.compute.save_total_limit + 1
+        models = len(profile.sft.candidates) + 3  # of each learning rate, two while one is written, the artifact's
+        needed, free = (states * STATE_BYTES + models * 4) * parameters, shutil.disk_usage(home).free
+        if needed > free:
+            mistakes.append(
+                f"disk: {states} training states of {STATE_BYTES * parameters / 1e9:.1f} GB and {models} models need "
+                f"{needed / 1e9:.0f} GB, {home} has {free / 1e9:.0f} GB left: free some, set ACT_HOME elsewhere, or "
+                "lower compute.save_total_limit"
+            )
     if mistakes:
         raise ProfileError(
             all_mistakes("training on this machine", mistakes),
@@ -118,20 +136,6 @@ def smallest_pass(profile: Profile) -> int:
     return policy.max_prompt_tokens + 2 * (policy.max_length - policy.max_prompt_tokens)
 
 
-def _extras(profile: Profile) -> list[str]:
-    lora, strategy = profile.policy.lora, profile.compute.strategy
-    needed = {
-        "deepspeed": f"compute.strategy {strategy}" if strategy in ("zero2", "zero3") else "",
-        "vllm": "engine.name vllm" if profile.engine.name == "vllm" else "",
-        "bitsandbytes": "policy.lora.quantized" if lora and lora.quantized else "",
-    }
-    return [
-        f"{setting} needs the package {package}: pip install -e '.[gpu]'"
-        for package, setting in needed.items()
-        if setting and find_spec(package) is None
-    ]
-
-
 def memory_needed(profile: Profile, parameters: int) -> int:
     """Bytes of one device for what is always there, in SFT or in ACT, whichever needs more.
 
@@ -187,19 +191,6 @@ def _memory(profile: Profile, parameters: int, found: Sequence[Device]) -> list[
     ]
 
 
-def _disk(profile: Profile, parameters: int) -> list[str]:
-    home, states = act_home(), profile.compute.save_total_limit + 1
-    kept = len(profile.sft.candidates) + 3  # models: of each learning rate, two while one is written, the artifact's
-    needed, free = (states * STATE_BYTES + kept * 4) * parameters, shutil.disk_usage(home).free
-    if needed <= free:
-        return []
-    return [
-        f"disk: {states} training states of {STATE_BYTES * parameters / 1e9:.1f} GB and {kept} models need "
-        f"{needed / 1e9:.0f} GB, "
-        f"{home} has {free / 1e9:.0f} GB left: free some, set ACT_HOME elsewhere, or lower compute.save_total_limit"
-    ]
-
-
 def known_parameters(profile: Profile) -> int | None:
     """The policy's number of parameters where it can be read from files that are there; nothing is downloaded."""
     policy = profile.policy
@@ -216,19 +207,17 @@ def known_parameters(profile: Profile) -> int | None:
         except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError, OSError, ValueError):
             return None
     try:
-        return sum(map(_elements, sorted(folder.glob("*.safetensors")))) or None
+        count = 0
+        for path in folder.glob("*.safetensors"):
+            with path.open("rb") as file:  # the header alone
+                length = int.from_bytes(file.read(8), "little")
+                if length > FIRST_TENSOR:
+                    return None
+                header = json.loads(file.read(length))
+            count += sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+        return count or None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # what is wrong with the files is said where they are loaded
-
-
-def _elements(path: Path) -> int:
-    """Of all tensors of a safetensors file, by its header alone."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > FIRST_TENSOR:
-            raise ValueError("not a safetensors file")
-        header = json.loads(file.read(length))
-    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
 
 
 @contextmanager

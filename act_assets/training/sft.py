@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -47,17 +47,6 @@ def too_long(turn: TurnState, prompt: int, response: int, max_length: int) -> Tr
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Try:
-    """One learning rate: its curve, its best validation, and the name of the model kept."""
-
-    learning_rate: float
-    points: tuple[TrainingPoint, ...]
-    best: TrainingPoint
-    kept: str
-    figures: dict[str, Any]
-
-
 def train_sft(
     task: Task,
     turns: Sequence[TurnState],
@@ -72,28 +61,28 @@ def train_sft(
 
     `work` keeps what a resumed run starts from: each learning rate that is finished, and states of the one under way.
     """
-    rates = profile.sft.candidates
-    tries: list[Try] = []
-    for number, rate in enumerate(rates, 1):
-        where = f"task {task.name}, {len(turns)} turns, learning rate {rate:g}"
+    lora = profile.policy.lora
+    lora = lora if lora is not None and lora.sft else None  # the adapter that SFT trains; None: all weights
+    tries: list[dict[str, Any]] = []
+    for number, rate in enumerate(profile.sft.candidates, 1):
         of = work / f"rate-{number}"
         if not (of / FINISHED).is_file():
-            _try(task, turns, validation, base, profile, seed, rate, of, where, folder / "logs")
+            _try(task, turns, validation, base, profile, lora, seed, rate, of, folder / "logs")
             free_memory()
-        tries.append(_read(of / FINISHED))
-    best = min(range(len(tries)), key=lambda i: (tries[i].best.loss, i))
+        tries.append(json.loads((of / FINISHED).read_text(encoding="utf-8")))
+    best = min(range(len(tries)), key=lambda i: tries[i]["best"]["loss"])
     chosen = tries[best]
     if is_first_process():
-        publish(work / f"rate-{best + 1}" / chosen.kept, base, folder / "model", adapted=_adapted(profile) is not None)
+        publish(work / f"rate-{best + 1}" / chosen["kept"], base, folder / "model", adapted=lora is not None)
     facts = {
-        "steps": chosen.points[-1].step,
-        "kept_epoch": chosen.best.epoch,
-        "validation_loss": chosen.best.loss,
-        "learning_rate": chosen.learning_rate,
-        "tried_learning_rates": [[t.learning_rate, t.best.loss] for t in tries],
-        **chosen.figures,
+        "steps": chosen["points"][-1]["step"],
+        "kept_epoch": chosen["best"]["epoch"],
+        "validation_loss": chosen["best"]["loss"],
+        "learning_rate": chosen["learning_rate"],
+        "tried_learning_rates": [[t["learning_rate"], t["best"]["loss"]] for t in tries],
+        **chosen["figures"],
     }
-    return facts, list(chosen.points)
+    return facts, [TrainingPoint(**p) for p in chosen["points"]]
 
 
 def _try(
@@ -102,14 +91,14 @@ def _try(
     validation: Sequence[TurnState],
     base: tuple[str, str | None],
     profile: Profile,
+    lora: Lora | None,
     seed: int,
     rate: float,
     work: Path,
-    where: str,
     logs: Path,
 ) -> None:
     """Trains with one learning rate, and leaves `finished.json` beside the kept model."""
-    lora, seed = _adapted(profile), derive_seed(seed, "sft")
+    where, seed = f"task {task.name}, {len(turns)} turns, learning rate {rate:g}", derive_seed(seed, "sft")
     model, chat = load_model(*base, quantized=bool(lora and lora.quantized))
     if lora is not None:
         model = with_adapter(model, lora, seed, mixed_precision=profile.policy.mixed_precision)
@@ -141,19 +130,19 @@ def _try(
             **meter.facts(),
         }
         assert training.best is not None
-        tried = Try(rate, tuple(log.points), training.best, training.kept, figures)
+        tried = {
+            "learning_rate": rate,
+            "points": [asdict(p) for p in log.points],
+            "best": asdict(training.best),
+            "kept": training.kept,
+            "figures": figures,
+        }
         with atomic_file(work / FINISHED) as beside:
-            beside.write_text(json.dumps(asdict(tried), allow_nan=False), encoding="utf-8")
+            beside.write_text(json.dumps(tried, allow_nan=False), encoding="utf-8")
         run.store.clear()
         run.forget_others(training.kept)
-    training.updater.wait()
+    training.updater.accelerator.wait_for_everyone()
     training.updater.free()
-
-
-def _adapted(profile: Profile) -> Lora | None:
-    """The adapter that SFT trains, None where it trains all weights."""
-    lora = profile.policy.lora
-    return lora if lora is not None and lora.sft else None
 
 
 def groups_of(
@@ -166,9 +155,3 @@ def groups_of(
         key = turn.conversation_id if packing else turn.turn_id
         groups.setdefault(key, []).append(response_row(turn, prompts, chat, max_length))
     return list(groups.values())
-
-
-def _read(path: Path) -> Try:
-    raw = json.loads(path.read_text(encoding="utf-8"))
-    points = tuple(TrainingPoint(**p) for p in raw["points"])
-    return Try(raw["learning_rate"], points, TrainingPoint(**raw["best"]), raw["kept"], raw["figures"])

@@ -162,15 +162,11 @@ class DeepSpeed(Sharding):
 class FullyShardedDataParallel(Sharding):
     """FSDP 2."""
 
-    def _options(self) -> Any:
-        from torch.distributed.checkpoint.state_dict import StateDictOptions
-
-        return StateDictOptions(full_state_dict=True, cpu_offload=True)
-
     def weights(self) -> dict[str, torch.Tensor]:
-        from torch.distributed.checkpoint.state_dict import get_model_state_dict
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-        whole = get_model_state_dict(self.model, options=self._options())
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        whole = get_model_state_dict(self.model, options=options)
         names = {name for name, _ in self.trained()}
         return self._on_main({n: t for n, t in whole.items() if n in names})
 

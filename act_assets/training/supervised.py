@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from act_assets.profile import Optimisation
@@ -70,10 +71,10 @@ class Supervised:
         size = self.settings.batch_size
         return [rows[i : i + size] for i in range(0, len(rows), size)]
 
-    def run(self, folder: RunFolder | None, meter: Meter, tokenizer: Any = None) -> None:
+    def run(self, folder: RunFolder, meter: Meter, tokenizer: Any = None) -> None:
         """All epochs, from where a run before this one was cut short. With a `tokenizer` the model of the
         best epoch is kept in `folder`."""
-        saved = folder.resume(self.updater) if folder else None
+        saved = folder.resume(self.updater)
         if saved:
             self.log.replay(saved.record["points"])
             meter.restore(saved.record["meter"])
@@ -81,11 +82,10 @@ class Supervised:
                 self.best, self.kept = TrainingPoint(**kept["best"]), kept["name"]
 
         def save() -> None:
-            if folder:
-                with meter.phase("save"):
-                    kept = {"best": asdict(self.best), "name": self.kept} if self.best else {}
-                    points = [asdict(p) for p in self.log.points]
-                    folder.save(self.updater, {"points": points, "meter": meter.snapshot(), "kept": kept})
+            with meter.phase("save"):
+                kept = {"best": asdict(self.best), "name": self.kept} if self.best else {}
+                points = [asdict(p) for p in self.log.points]
+                folder.save(self.updater, {"points": points, "meter": meter.snapshot(), "kept": kept})
 
         for epoch in range(1, self.settings.epochs + 1):
             start = (epoch - 1) * self.epoch_steps
@@ -94,37 +94,35 @@ class Supervised:
             for k, batch in enumerate(self.batches(epoch)):
                 if start + k < self.updater.step_count:
                     continue
-                self._update(batch, epoch - 1 + (k + 1) / self.epoch_steps, meter)
-                if folder and k < self.epoch_steps - 1 and self.updater.step_count % folder.every == 0:
+                members: dict[int, list[TokenRow]] = {}
+                for g, i in batch:
+                    members.setdefault(g, []).append(self.groups[g][i])
+                rows = self._rows(members.values())
+                with meter.phase("update"):
+                    done = self.updater.step(sizes(rows), self.loss(rows))
+                meter.count(turns=len(batch), trained_tokens=sum(len(row.token_ids) for of in rows for row in of))
+                point = TrainingPoint(
+                    done.step,
+                    round(epoch - 1 + (k + 1) / self.epoch_steps, 4),
+                    "train",
+                    done.loss,
+                    gradient_norm=done.gradient_norm,
+                    learning_rate=done.learning_rate,
+                )
+                self.log.point(point, meter.rates())
+                if k < self.epoch_steps - 1 and self.updater.step_count % folder.every == 0:
                     save()
             with meter.phase("validate"):
                 point = self.validate(epoch)
-            if folder and tokenizer and (self.best is None or point.loss < self.best.loss):
+            if tokenizer and (self.best is None or point.loss < self.best.loss):
                 with meter.phase("save"):
                     self.best, self.kept = point, f"kept-{epoch:02d}"
-                    self._keep(folder, tokenizer)
+                    weights = self.updater.sharding.weights()
+                    if self.updater.is_main:
+                        folder.keep(self.kept, partial(save_model, self.updater.policy, tokenizer, weights=weights))
             save()
-            if folder and self.updater.is_main and self.kept:
+            if self.updater.is_main and self.kept:
                 folder.forget_others(self.kept)
-
-    def _update(self, batch: Sequence[tuple[int, int]], epoch: float, meter: Meter) -> None:
-        members: dict[int, list[TokenRow]] = {}
-        for g, i in batch:
-            members.setdefault(g, []).append(self.groups[g][i])
-        rows = self._rows(members.values())
-        with meter.phase("update"):
-            done = self.updater.step(sizes(rows), self.loss(rows))
-        tokens = sum(len(row.token_ids) for of in rows for row in of)
-        meter.count(turns=len(batch), trained_tokens=tokens)
-        point = TrainingPoint(
-            done.step,
-            round(epoch, 4),
-            "train",
-            done.loss,
-            gradient_norm=done.gradient_norm,
-            learning_rate=done.learning_rate,
-        )
-        self.log.point(point, meter.rates())
 
     def _rows(self, groups: Iterable[Sequence[TokenRow]]) -> list[list[PackedRow]]:
         """Each group as one row, or as several where one would be more than a pass may hold."""
@@ -157,9 +155,3 @@ class Supervised:
             return -token_log_probs(self.updater.model, batch).sum() / count, {}
 
         return part
-
-    def _keep(self, folder: RunFolder, tokenizer: Any) -> None:
-        """Keeps the model as it is now; every process has to call it."""
-        weights = self.updater.sharding.weights()
-        if self.updater.is_main:
-            folder.keep(self.kept, lambda to: save_model(self.updater.policy, tokenizer, to, weights))

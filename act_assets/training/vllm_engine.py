@@ -99,7 +99,9 @@ class VllmServerEngine:
         log = logs / "vllm.txt"
         if self._is_main:
             command = serve_command(settings, model, model_path, max_length, serve or SERVE)
-            self.server = VllmServer.start(command, log, _environment(settings))
+            own = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_HOST_IP": HOST}
+            own |= {} if settings.devices is None else {"CUDA_VISIBLE_DEVICES": settings.devices}
+            self.server = VllmServer.start(command, log, own)
         if accelerator.num_processes > 1:
             from accelerate.utils import broadcast_object_list
 
@@ -130,27 +132,36 @@ class VllmServerEngine:
                 "min_p": 0.0,
                 "repetition_penalty": 1.0,
             }
-            return self._ids(self.server.post("/v1/completions", body))
+            answer = self.server.post("/v1/completions", body)
+            try:
+                choice = answer["choices"][0]
+                ids, why = [int(i) for i in choice["token_ids"]], choice["finish_reason"]
+            except (KeyError, IndexError, TypeError) as error:
+                raise TrainingError(
+                    f"the vLLM server's answer has no token ids: {str(answer)[:300]}",
+                    where=str(self.server.log),
+                    todo="install a vLLM version of the extra: pip install 'act-assets[gpu]'",
+                ) from error
+            return [*ids, self.end_id] if why == "stop" and ids[-1:] != [self.end_id] else ids
 
         with ThreadPoolExecutor(min(AT_ONCE, len(prompts))) as pool:
             return list(pool.map(one, prompts, seeds))
 
-    def _ids(self, answer: Any) -> list[int]:
-        try:
-            choice = answer["choices"][0]
-            ids, why = [int(i) for i in choice["token_ids"]], choice["finish_reason"]
-        except (KeyError, IndexError, TypeError) as error:
-            raise TrainingError(
-                f"the vLLM server's answer has no token ids: {str(answer)[:300]}",
-                where=str(self.server.log),
-                todo="install a vLLM version of the extra: pip install 'act-assets[gpu]'",
-            ) from error
-        return [*ids, self.end_id] if why == "stop" and ids[-1:] != [self.end_id] else ids
-
     def push(self, version: int) -> None:
         """Called in every process; sharded adapters are made whole by the caller."""
         if _lora_rank(self.model) is not None:
-            self._push_adapter(version)
+            # A new name for each push: the server keeps what it computed for a prompt by the name of the adapter.
+            before, self._pushes = self._name, self._pushes + 1
+            name = f"policy-{version}" if f"policy-{version}" != before else f"policy-{version}-{self._pushes}"
+            if self._is_main:
+                folder = self._adapters / name
+                shutil.rmtree(folder, ignore_errors=True)
+                self.model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+                self.server.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder.resolve())})
+                if before != self._base:
+                    self.server.post("/v1/unload_lora_adapter", {"lora_name": before})
+                    shutil.rmtree(self._adapters / before, ignore_errors=True)
+            self._name = name
         else:
             if self._send_weights is None:
                 self._send_weights = weight_transfer(self.model, self.accelerator, self.tokenizer, self.server)
@@ -158,29 +169,10 @@ class VllmServerEngine:
         self.accelerator.wait_for_everyone()
         self.version = version
 
-    def _push_adapter(self, version: int) -> None:
-        """A new name for each push: the server keeps what it computed for a prompt by the name of the adapter."""
-        before, self._pushes = self._name, self._pushes + 1
-        name = f"policy-{version}" if f"policy-{version}" != before else f"policy-{version}-{self._pushes}"
-        if self._is_main:
-            folder = self._adapters / name
-            shutil.rmtree(folder, ignore_errors=True)
-            self.model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
-            self.server.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder.resolve())})
-            if before != self._base:
-                self.server.post("/v1/unload_lora_adapter", {"lora_name": before})
-                shutil.rmtree(self._adapters / before, ignore_errors=True)
-        self._name = name
-
     def close(self) -> None:
         self.server.close()
         if self._is_main:
             shutil.rmtree(self._adapters, ignore_errors=True)
-
-
-def _environment(settings: Engine) -> dict[str, str]:
-    own = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_HOST_IP": HOST}
-    return own if settings.devices is None else {**own, "CUDA_VISIBLE_DEVICES": settings.devices}
 
 
 def weight_transfer(model: Any, accelerator: Any, tokenizer: Any, server: VllmServer) -> Callable[[], None]:
@@ -206,7 +198,8 @@ def weight_transfer(model: Any, accelerator: Any, tokenizer: Any, server: VllmSe
             where=str(server.log),
             todo="give the server a GPU of its own (engine.devices), or set engine.mode to colocated",
         ) from error
-    return lambda: generation.sync_weights()
+    sync: Callable[[], None] = generation.sync_weights
+    return sync
 
 
 class VllmColocatedEngine:

@@ -67,35 +67,26 @@ class VllmServer:
             )
         server = cls(port, log, process)
         try:
-            server._wait(limit_s)
+            until = time.monotonic() + limit_s
+            while True:
+                with contextlib.suppress(OSError, http.client.HTTPException):
+                    if server._ask("GET", "/health", None, 5.0)[0] == 200:
+                        return server
+                if (ended := server._ended()) is not None:
+                    raise server._failed(
+                        f"{ended} before it was ready",
+                        "if memory ran out, change engine.memory_share or engine.devices in the profile",
+                    )
+                if time.monotonic() > until:
+                    raise server._failed(f"was not ready after {limit_s:.0f} s")
+                time.sleep(CHECK_EVERY_S)
         except BaseException:
             server.close()
             raise
-        return server
 
     @property
     def url(self) -> str:
         return f"http://{HOST}:{self.port}"
-
-    def _wait(self, limit_s: float) -> None:
-        until = time.monotonic() + limit_s
-        while True:
-            with contextlib.suppress(OSError, http.client.HTTPException):
-                if self._ask("GET", "/health", None, 5.0)[0] == 200:
-                    return
-            if self._ended() is not None:
-                raise TrainingError(
-                    f"the vLLM server {self._ended()} before it was ready{self._last_words()}",
-                    where=str(self.log),
-                    todo="read the log; if memory ran out, change engine.memory_share or engine.devices in the profile",
-                )
-            if time.monotonic() > until:
-                raise TrainingError(
-                    f"the vLLM server was not ready after {limit_s:.0f} s{self._last_words()}",
-                    where=str(self.log),
-                    todo="read the log; " + RESUME,
-                )
-            time.sleep(CHECK_EVERY_S)
 
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
         """The server's answer: JSON where it is JSON, else text. Raises TrainingError where it has none or refuses."""
@@ -103,19 +94,10 @@ class VllmServer:
             status, content = self._ask("POST", path, json.dumps(body).encode(), ANSWER_LIMIT_S)
         except (OSError, http.client.HTTPException) as error:
             ended = self._ended(patience_s=2.0)
-            raise TrainingError(
-                f"the vLLM server {ended or f'does not answer {path} ({type(error).__name__}: {error})'}"
-                f"{self._last_words()}",
-                where=str(self.log),
-                todo=f"read the log; {RESUME}",
-            ) from error
+            raise self._failed(ended or f"does not answer {path} ({type(error).__name__}: {error})") from error
         text = content.decode("utf-8", "replace")
         if status != 200:
-            raise TrainingError(
-                f"the vLLM server answered {path} with status {status}: {text[:500]}",
-                where=str(self.log),
-                todo=f"read the log; {RESUME}",
-            )
+            raise self._failed(f"answered {path} with status {status}: {text[:500]}", quoting=False)
         try:
             return json.loads(text)
         except ValueError:
@@ -143,9 +125,10 @@ class VllmServer:
             f"was ended by signal {signal.Signals(code - 128).name}" if code > 128 else f"ended with exit code {code}"
         )
 
-    def _last_words(self) -> str:
-        said = last_lines(self.log)
-        return f"; its last words:\n{said}" if said else ""
+    def _failed(self, how: str, todo: str = RESUME, *, quoting: bool = True) -> TrainingError:
+        said = last_lines(self.log) if quoting else ""
+        what = f"the vLLM server {how}" + (f"; its last words:\n{said}" if said else "")
+        return TrainingError(what, where=str(self.log), todo=f"read the log; {todo}")
 
     def close(self) -> None:
         """Ends the server and all that it started: SIGTERM, then SIGKILL. Safe to call again."""

@@ -285,7 +285,7 @@ def test_the_loss_is_equation_1_on_the_updated_pair_with_user_tokens_left_out(
     batch = Batch.of(rows_of(new.rows, share=True), chat.pad_id)
     reference = torch.tensor(ReferenceScores(other, chat.pad_id, "cpu")([new.rows]))
     with torch.no_grad():
-        loss = float(dpo_terms(sequence_log_probs(policy, batch), reference, 0.1).loss)
+        loss = float(dpo_terms(sequence_log_probs(policy, batch), reference, 0.1)[0])
     ratio = {
         side: _log_prob(policy, new.prompt_ids, c.token_ids, c.loss_mask)
         - _log_prob(other, new.prompt_ids, c.token_ids, c.loss_mask)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import pytest
@@ -60,7 +61,9 @@ def test_an_adapter_alone_is_trained_and_its_base_is_the_reference(model: Any, m
     )
 
     def reference() -> float:
-        scores = ReferenceScores(updater.policy, 0, "cpu", autocast=updater.autocast, as_reference=adapter_off(updater))
+        scores = ReferenceScores(
+            updater.policy, 0, "cpu", autocast=updater.autocast, as_reference=partial(adapter_off, updater)
+        )
         return scores([[ROW]])[0]
 
     before = reference()

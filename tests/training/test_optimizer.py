@@ -47,7 +47,7 @@ def _ours(
         def part(chosen: Any, rows: Any = rows, groups: Any = groups) -> Any:
             batch = Batch.of([row for i in chosen for row in rows[i]], chat.pad_id)
             scores = torch.tensor(reference([groups[i] for i in chosen]))
-            return dpo_terms(sequence_log_probs(updater.model, batch), scores, 0.1).loss.sum() / BATCH, {}
+            return dpo_terms(sequence_log_probs(updater.model, batch), scores, 0.1)[0].sum() / BATCH, {}
 
         losses.append(updater.step(sizes(rows), part).loss)
     return losses, updater

@@ -41,7 +41,7 @@ def test_shared_prompts_give_the_gradients_of_the_plain_form(architecture: str, 
         model = _model(architecture)
         batch = Batch.of([row for pair in pairs for row in rows_of(pair.rows, share=share)], 0)
         scores = sequence_log_probs(model, batch)
-        loss = dpo_terms(scores, scores.detach() * 0.98 - 1, 0.1).loss.mean()
+        loss = dpo_terms(scores, scores.detach() * 0.98 - 1, 0.1)[0].mean()
         loss.backward()
         gradients.append({name: p.grad for name, p in model.named_parameters()})
         losses.append(float(loss))

@@ -33,7 +33,7 @@ class Recorder(_Loop):
         engine: Any = SimpleNamespace(push=lambda version: self.events.append(("push", version)))
         profile: Any = SimpleNamespace(act=SimpleNamespace(rollout_lag=lag))
         none: Any = None
-        super().__init__(updater, none, engine, none, [], [], 0.1, profile, none, none, none, none, groups)
+        super().__init__(updater, none, engine, none, [], [], 0.1, profile, none, none, none, groups)
 
     def sample(self, group: Group, version: int) -> list[Sampled]:
         self.events.append(("sample", group.number))

@@ -156,7 +156,19 @@ class Sender:
                     output_tokens=answer.output_tokens,
                 )
         except ProviderError as error:
-            self._failed(slot, reservation, error, estimate)
+            lost = self._lost(error, estimate)
+            if lost.lost_calls:
+                reservation.settle(lost.lost_usd)
+            else:
+                reservation.refund()
+            if error.bad_key:
+                self.limiter.retire(slot)
+            elif error.kind == "rate_limited" and error.retryable:
+                self.limiter.rate_limited(slot, error.retry_after_s)
+            elif error.kind in ("timeout", "unavailable"):
+                self.limiter.overloaded(slot, error.retry_after_s)
+            else:
+                self.limiter.released(slot)
             raise
         except BaseException:
             self.limiter.released(slot)
@@ -166,21 +178,6 @@ class Sender:
         paid = self._paid(answer)
         reservation.settle(estimate if paid is None else paid)
         return answer if answer.latency_s else replace(answer, latency_s=time.perf_counter() - started)
-
-    def _failed(self, slot: Slot, reservation: Reservation, error: ProviderError, estimate: float) -> None:
-        lost = self._lost(error, estimate)
-        if lost.lost_calls:
-            reservation.settle(lost.lost_usd)
-        else:
-            reservation.refund()
-        if error.bad_key:
-            self.limiter.retire(slot)
-        elif error.kind == "rate_limited" and error.retryable:
-            self.limiter.rate_limited(slot, error.retry_after_s)
-        elif error.kind in ("timeout", "unavailable"):
-            self.limiter.overloaded(slot, error.retry_after_s)
-        else:
-            self.limiter.released(slot)
 
     def _lost(self, error: ProviderError, estimate: float) -> Usage:
         """What a failed call was charged, or may have been."""

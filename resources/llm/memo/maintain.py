@@ -21,7 +21,7 @@ from resources.llm.memo.journal import finished, journals, read_journal
 from resources.llm.memo.memo import Memo, memo_at
 from resources.llm.memo.records import USE_FIELDS, Record, Use
 from resources.llm.memo.report import COLUMNS, Filters, consult, portions
-from resources.llm.memo.schema import ANSWERS, MIGRATIONS, SCHEMAS, USES, schema_version
+from resources.llm.memo.schema import ANSWERS, MIGRATIONS, SCHEMAS, USES, schema_version, transaction
 from resources.llm.memo.segments import first_line, readable
 
 NAMED = 10  # rows of a kind that are listed
@@ -207,18 +207,12 @@ def _delete(database: Database, filters: Filters, history_only: bool) -> Pruned:
             found = _matching(connection, filters, history_only)
             if not found.answers + found.history:
                 return found
-            connection.execute("BEGIN")
-            try:
+            with transaction(connection):
                 for table in ("history",) if history_only else ("history", "answers"):
                     connection.execute(f"DELETE FROM {table} WHERE {condition}", parameters)  # noqa: S608 (ours)
                 connection.execute(_RESTORE)
                 restored = connection.execute("SELECT count(*) FROM restored").fetchall()[0][0]
                 rewrite(connection, database, seen)  # first: no row to keep is ever in one place alone
-                connection.execute("COMMIT")
-            except BaseException:
-                with contextlib.suppress(duckdb.Error):
-                    connection.execute("ROLLBACK")
-                raise
             connection.execute("CHECKPOINT")
             database.changed()
             return replace(found, restored=restored)
@@ -278,7 +272,18 @@ def verify(folder: Path, repair: bool = False) -> Verdict:
     """
     done = _repair(memo_at(folder)) if repair else []
     database, problems, notes = Database(folder), list[str](), list[str]()
-    unfolded, number = _check_journals(folder / "journal", problems, notes)
+    paths, unfolded = journals(folder / "journal"), list[Record]()
+    for path in paths:
+        with finished([path]) as over:
+            try:
+                records, _, damage = read_journal(path)
+            except FileNotFoundError:  # folded meanwhile
+                continue
+        unfolded += records
+        problems += [f"journal {d}" for d in damage if not d.torn]
+        notes += [f"journal {d}" for d in damage if d.torn and over]  # else it is being written
+    if unfolded:
+        notes.append(f"{len(unfolded)} records are in journals and not yet in the database")
     for path in set_aside(folder):
         where = f"{path.relative_to(folder)} ({path.stat().st_size} bytes)"
         lines = [d for d in read_journal(path)[2] if not d.torn] if path.parent == folder / "journal" else []
@@ -291,24 +296,7 @@ def verify(folder: Path, repair: bool = False) -> Verdict:
             notes.append(f"{where}: set aside as damaged; delete it when nothing is missed")
     answers, history = _check_database(database, unfolded, problems)
     segments = sum(len(database.archive.segments(kind)) for kind in SCHEMAS)
-    return Verdict(tuple(problems), tuple(notes), tuple(done), answers, history, segments, number)
-
-
-def _check_journals(folder: Path, problems: list[str], notes: list[str]) -> tuple[list[Record], int]:
-    """The records that are not folded yet, and how many journals there are."""
-    paths, unfolded = journals(folder), list[Record]()
-    for path in paths:
-        with finished([path]) as over:
-            try:
-                records, _, damage = read_journal(path)
-            except FileNotFoundError:  # folded meanwhile
-                continue
-        unfolded += records
-        problems += [f"journal {d}" for d in damage if not d.torn]
-        notes += [f"journal {d}" for d in damage if d.torn and over]  # else it is being written
-    if unfolded:
-        notes.append(f"{len(unfolded)} records are in journals and not yet in the database")
-    return unfolded, len(paths)
+    return Verdict(tuple(problems), tuple(notes), tuple(done), answers, history, segments, len(paths))
 
 
 def _check_database(database: Database, unfolded: Sequence[Record], problems: list[str]) -> tuple[int, int]:

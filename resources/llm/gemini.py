@@ -188,33 +188,20 @@ class GeminiProvider(HttpProvider):
 
         if not isinstance(error, APIError):
             return None
-        details = _details(error.details)
+        # The typed details of an error: google.rpc.RetryInfo, QuotaFailure and ErrorInfo are read.
+        body = error.details.get("error", error.details) if isinstance(error.details, Mapping) else None
+        typed = body.get("details") if isinstance(body, Mapping) else None
+        details = [d for d in typed if isinstance(d, Mapping)] if isinstance(typed, list) else []
+        delays = (re.fullmatch(r"(\d+(?:\.\d+)?)s", str(d.get("retryDelay", ""))) for d in details)
         violations = [v for d in details for v in d.get("violations") or () if isinstance(v, Mapping)]
         daily = any("PerDay" in str(v.get("quotaId", "")) for v in violations)
         said = error.message if isinstance(error.message, str) and error.message else str(error.details)
         what = "the daily quota is used up: " if daily else ""
-        headers: Mapping[str, str] = getattr(error.response, "headers", None) or {}
-        wait = retry_after_s(headers)
+        wait = retry_after_s(getattr(error.response, "headers", None) or {})
         return status_failure(
             error.code,
             self._message(f"gemini answered {error.code} {error.status or ''}: {what}{said}"),
-            retry_after=_retry_delay_s(details) if wait is None else wait,
+            retry_after=next((float(found[1]) for found in delays if found), None) if wait is None else wait,
             bad_key=any(d.get("reason") == "API_KEY_INVALID" for d in details),
             exhausted=daily,
         )
-
-
-# The typed details of an error: google.rpc.RetryInfo, QuotaFailure and ErrorInfo are read.
-
-
-def _details(body: Any) -> list[Mapping[str, Any]]:
-    error = body.get("error", body) if isinstance(body, Mapping) else None
-    details = error.get("details") if isinstance(error, Mapping) else None
-    return [d for d in details if isinstance(d, Mapping)] if isinstance(details, list) else []
-
-
-def _retry_delay_s(details: list[Mapping[str, Any]]) -> float | None:
-    for detail in details:
-        if found := re.fullmatch(r"(\d+(?:\.\d+)?)s", str(detail.get("retryDelay", ""))):
-            return float(found[1])
-    return None

@@ -29,7 +29,7 @@ import pyarrow as pa
 from resources.errors import ActError
 from resources.files import atomic_file, sync
 from resources.llm.memo.records import Answer, Stored, Use
-from resources.llm.memo.schema import ANSWERS, USES, migrate, schema_version, to_arrow, transaction
+from resources.llm.memo.schema import SCHEMAS, migrate, schema_version, to_arrow, transaction
 from resources.llm.memo.segments import Archive
 
 LOG = logging.getLogger(__name__)
@@ -69,6 +69,7 @@ _FOLD = """
     INSERT INTO history SELECT * FROM incoming i ANTI JOIN added USING (key, id);
     DROP TABLE incoming; DROP TABLE newest; DROP TABLE replaced; DROP TABLE added;
 """
+_ADD_USES = "INSERT INTO uses SELECT DISTINCT ON (id) * FROM staged s ANTI JOIN uses USING (id)"
 
 
 class Database:
@@ -157,10 +158,12 @@ class Database:
         if not answers and not uses:
             return
         with self.writing(wait) as connection:
-            staged, used = to_arrow(answers, ANSWERS), to_arrow(uses, USES)
-            archived = [self.archive.add(kind, t) for kind, t in (("answers", staged), ("uses", used)) if t.num_rows]
+            tables = {
+                kind: to_arrow(rows, SCHEMAS[kind]) for kind, rows in (("answers", answers), ("uses", uses)) if rows
+            }
+            archived = [self.archive.add(kind, table) for kind, table in tables.items()]
             try:
-                self.insert(connection, staged, used)
+                self.insert(connection, **tables)
                 connection.execute("CHECKPOINT")  # closing does so too, but keeps quiet where it fails
             except duckdb.Error as error:
                 connection.close()
@@ -173,15 +176,14 @@ class Database:
             self.changed()
             self.archive.merge_small()
 
-    def insert(self, connection: duckdb.DuckDBPyConnection, staged: pa.Table, used: pa.Table) -> None:
-        """Adds rows to the database alone, in one transaction."""
+    def insert(self, connection: duckdb.DuckDBPyConnection, **tables: pa.Table) -> None:
+        """Adds rows (`answers`, `uses`) to the database alone, in one transaction."""
         with transaction(connection):
-            connection.register("staged", staged)
-            connection.execute(_FOLD)
-            connection.unregister("staged")
-            connection.register("used", used)
-            connection.execute("INSERT INTO uses SELECT DISTINCT ON (id) * FROM used u ANTI JOIN uses USING (id)")
-            connection.unregister("used")
+            for kind, statements in (("answers", _FOLD), ("uses", _ADD_USES)):
+                if kind in tables:
+                    connection.register("staged", tables[kind])
+                    connection.execute(statements)
+                    connection.unregister("staged")
 
     def changed(self) -> None:
         """Tells other processes to look again."""
@@ -277,10 +279,9 @@ class Database:
                 left.unlink()
             with connect(str(beside)) as connection:
                 migrate(connection, str(beside))
-                for table in self.archive.read("answers"):
-                    self.insert(connection, table, USES.empty_table())
-                for table in self.archive.read("uses"):
-                    self.insert(connection, ANSWERS.empty_table(), table)
+                for kind in SCHEMAS:
+                    for table in self.archive.read(kind):
+                        self.insert(connection, **{kind: table})
         except BaseException:
             for left in _files(beside):
                 left.unlink()
@@ -292,10 +293,8 @@ class Database:
         if why is None:
             LOG.warning("the memo's database is gone; rebuilt from the archive")
         else:
-            what, aside = str(why).splitlines()[0][:200], f"{self.path.name}.{stamp}"
-            LOG.warning(
-                "the memo's database is damaged (%s); set aside as %s and rebuilt from the archive", what, aside
-            )
+            what = f"the memo's database is damaged ({str(why).splitlines()[0][:200]})"
+            LOG.warning("%s; set aside as %s.%s and rebuilt from the archive", what, self.path.name, stamp)
         beside.rename(self.path)
         self._private()
         sync(self.folder)

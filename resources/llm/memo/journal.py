@@ -169,11 +169,6 @@ def newest(*found: Stored | None) -> Stored | None:
     return max((s for s in found if s), key=lambda s: s.created_at, default=None)
 
 
-def newest(*found: Stored | None) -> Stored | None:
-    """The newest of several answers to one question; None where there is none."""
-    return max((s for s in found if s), key=lambda s: s.created_at, default=None)
-
-
 class OtherJournals:
     """What has been answered and is not folded yet, in the journals of all processes but one's own.
 

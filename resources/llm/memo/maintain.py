@@ -21,7 +21,7 @@ from resources.llm.memo.journal import finished, journals, read_journal
 from resources.llm.memo.memo import Memo, memo_at
 from resources.llm.memo.records import USE_FIELDS, Record, Use
 from resources.llm.memo.report import COLUMNS, Filters, consult, portions
-from resources.llm.memo.schema import ANSWERS, MIGRATIONS, SCHEMAS, USES, schema_version, transaction
+from resources.llm.memo.schema import MIGRATIONS, SCHEMAS, USES, schema_version, transaction
 from resources.llm.memo.segments import first_line, readable
 
 NAMED = 10  # rows of a kind that are listed
@@ -111,9 +111,7 @@ def fold_unknown(connection: duckdb.DuckDBPyConnection, database: Database, foun
             ).to_arrow_table()
             connection.unregister("batch")
             if unknown.num_rows:
-                rows = {"answers": ANSWERS.empty_table(), "uses": USES.empty_table()}
-                rows[kind] = unknown.cast(SCHEMAS[kind])
-                database.insert(connection, rows["answers"], rows["uses"])
+                database.insert(connection, **{kind: unknown.cast(SCHEMAS[kind])})
                 added += unknown.num_rows
     return added
 

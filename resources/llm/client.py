@@ -58,8 +58,6 @@ class LLM:
         retry: RetrySettings | None = None,
         asker: Asker | None = None,
     ) -> None:
-        if max_concurrency < 1:
-            raise ValueError("max_concurrency must be at least 1")
         given = list(providers) if isinstance(providers, Sequence) else [providers]
         if limiter is None:
             limiter = RateLimiter(given)

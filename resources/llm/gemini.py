@@ -21,7 +21,6 @@ from resources.llm.http_errors import HttpProvider, Reply, rejected, retry_after
 if TYPE_CHECKING:
     import httpx2
     from google.genai import Client
-    from google.genai.types import GenerateContentConfig
 
 # Pinned, for the library also takes it from the environment, and the two do not know the same models.
 API_VERSION = "v1beta"
@@ -123,17 +122,6 @@ class GeminiProvider(HttpProvider):
         )
 
     def _parameters(self, request: LLMRequest) -> dict[str, Any]:
-        roles = {"user": "user", "assistant": "model"}
-        contents = [
-            {"role": roles[m.role], "parts": [{"text": m.content}]} for m in request.messages if m.role != "system"
-        ]
-        return {"model": request.model, "contents": contents, "config": self._config(request)}
-
-    async def _send(self, client: Client, **parameters: Any) -> str:
-        answer = await client.aio.models.generate_content(**parameters)
-        return (answer.sdk_http_response.body if answer.sdk_http_response else None) or ""
-
-    def _config(self, request: LLMRequest) -> GenerateContentConfig:
         from google.genai.types import AutomaticFunctionCallingConfig, GenerateContentConfig
 
         known = GenerateContentConfig.model_fields
@@ -146,8 +134,12 @@ class GeminiProvider(HttpProvider):
                 raise rejected(f"`extra` may not have {name!r}; use {_RESERVED[name] or 'the defaults'}")
         sampling = request.sampling
         system = [m.content for m in request.messages if m.role == "system"]
+        roles = {"user": "user", "assistant": "model"}
+        contents = [
+            {"role": roles[m.role], "parts": [{"text": m.content}]} for m in request.messages if m.role != "system"
+        ]
         try:
-            return GenerateContentConfig(
+            config = GenerateContentConfig(
                 **extra,
                 system_instruction="\n\n".join(system) if system else None,
                 temperature=sampling.temperature,
@@ -162,6 +154,11 @@ class GeminiProvider(HttpProvider):
         except ValidationError as error:
             problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
             raise rejected(self._message(f"not a GenerateContentConfig: {problems}")) from None
+        return {"model": request.model, "contents": contents, "config": config}
+
+    async def _send(self, client: Client, **parameters: Any) -> str:
+        answer = await client.aio.models.generate_content(**parameters)
+        return (answer.sdk_http_response.body if answer.sdk_http_response else None) or ""
 
     def _read(self, body: str | bytes) -> Reply:
         answer = _Answer.model_validate_json(body)

@@ -36,8 +36,7 @@ class Reply:
 
 
 class HttpProvider(ABC):
-    """A provider over HTTP, with one key; one HTTP request per call. Which one is said by a
-    subclass."""
+    """A provider over HTTP, with one key; one HTTP request per call, said by a subclass."""
 
     name: str
     speaker: str  # whose answer it is, in messages
@@ -67,8 +66,7 @@ class HttpProvider(ABC):
 
     @abstractmethod
     def _refusal(self, error: Exception) -> ProviderError | None:
-        """The failure that an exception of the client library means; None where the server did not
-        answer."""
+        """What an exception of the client library means; None where the server did not answer."""
 
     async def complete(self, request: LLMRequest) -> LLMResponse:
         """The answer, from one attempt. Raises ProviderError for everything that is not a whole answer."""
@@ -97,19 +95,11 @@ class HttpProvider(ABC):
             problem = "empty", f"{self.speaker} answered without text"
         if problem is not None:
             kind, why = problem
-            raise ProviderError(
-                kind,
-                self._message(why),
-                retryable=kind == "empty",
-                prompt_tokens=reply.prompt_tokens,
-                output_tokens=reply.output_tokens,
-            )
+            used: Any = {"prompt_tokens": reply.prompt_tokens, "output_tokens": reply.output_tokens}
+            raise ProviderError(kind, self._message(why), retryable=kind == "empty", **used)
+        seconds = time.perf_counter() - started
         return LLMResponse(
-            text=reply.text,
-            model=reply.model or request.model,
-            prompt_tokens=reply.prompt_tokens,
-            output_tokens=reply.output_tokens,
-            latency_s=time.perf_counter() - started,
+            reply.text, reply.model or request.model, "stop", reply.prompt_tokens, reply.output_tokens, seconds
         )
 
     def fingerprint(self, request: LLMRequest) -> str | None:

@@ -171,8 +171,7 @@ class RateLimiter:
         return max(0.0, min((lane.paused_until for lane in self._open_lanes()), default=0.0) - self._clock())
 
     def restrict(self, limits: Limits) -> None:
-        """One more role uses this limiter. The largest concurrency and the strictest rates hold for
-        all."""
+        """One more role: the largest concurrency and the strictest rates hold for all."""
         both = (self._limits or limits, limits)
         self._limits = Limits(
             max(each.max_concurrency for each in both),

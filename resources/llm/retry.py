@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from resources.llm.base import FailureKind, LLMFailure, LLMRequest, LLMResponse, LLMResult, ProviderError, Usage
 from resources.llm.budget import Budget, Reservation, estimate_tokens
@@ -148,13 +149,8 @@ class Sender:
                 why = f"no answer within {seconds:g} s"
                 raise ProviderError("timeout", why, retryable=True, maybe_charged=True) from None
             if not answer.text.strip():
-                raise ProviderError(
-                    "empty",
-                    "the provider returned no text",
-                    retryable=True,
-                    prompt_tokens=answer.prompt_tokens,
-                    output_tokens=answer.output_tokens,
-                )
+                used: Any = {"prompt_tokens": answer.prompt_tokens, "output_tokens": answer.output_tokens}
+                raise ProviderError("empty", "the provider returned no text", retryable=True, **used)
         except ProviderError as error:
             lost = self._lost(error, estimate)
             if lost.lost_calls:

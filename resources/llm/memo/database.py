@@ -158,9 +158,8 @@ class Database:
         if not answers and not uses:
             return
         with self.writing(wait) as connection:
-            tables = {
-                kind: to_arrow(rows, SCHEMAS[kind]) for kind, rows in (("answers", answers), ("uses", uses)) if rows
-            }
+            rows = {"answers": answers, "uses": uses}
+            tables = {kind: to_arrow(found, SCHEMAS[kind]) for kind, found in rows.items() if found}
             archived = [self.archive.add(kind, table) for kind, table in tables.items()]
             try:
                 self.insert(connection, **tables)
@@ -245,8 +244,7 @@ class Database:
         return connection
 
     def fault(self) -> str:
-        """Why the database cannot be read in full; "" where it can, or where there is none. Changes
-        nothing."""
+        """Why the database cannot be read in full; "" where it can or is not there. Changes nothing."""
         with self._mutex, self._locked(fcntl.LOCK_SH):
             return self._fault() if self.path.exists() else ""
 

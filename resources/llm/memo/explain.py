@@ -12,9 +12,9 @@ import os
 import re
 import time
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from difflib import SequenceMatcher
 from itertools import zip_longest
 from pathlib import Path
@@ -57,17 +57,12 @@ class Explanation:
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON; a side that is absent is not there."""
-        near = self.nearest
-        names = ("key", "role", "model", "label", "asset")
+        near, names = self.nearest, ("key", "role", "model", "label", "asset")
         return {
-            "key": self.key,
-            "held": self.held,
-            "empty": self.empty,
+            **asdict(self),
             "nearest": {**{n: getattr(near, n) for n in names}, "created_at": utc(near.created_at)} if near else None,
-            "how": self.how,
             "similarity": round(self.similarity, 4),
             "differences": [d.to_json() for d in self.differences],
-            "unsearched": self.unsearched,
         }
 
 
@@ -136,23 +131,22 @@ def _same_messages(
     messages = asked.get("messages")
     if not messages:
         return None, 0
-
-    def best_of(rows: Iterable[Answer]) -> list[tuple[int, float, Answer]]:
-        """The one of them with the fewest differences, the newest of several; none where none has the messages."""
-        parsed = ((n, json.loads(n.question)) for n in rows)
-        ranked = [(len(differences(asked, q)), -n.created_at, n) for n, q in parsed if q.get("messages") == messages]
-        return [min(ranked, key=lambda r: r[:2])] if ranked else []
-
     text = f'"messages":{canonical(messages)}'
-    best = best_of([*example, *_rows(connection, "contains(question, ?)", [text], ["fresh"])])
+    rows = [*example, *_rows(connection, "contains(question, ?)", [text], ["fresh"])]
     (last,) = connection.execute("SELECT coalesce(max(rowid), -1) FROM answers").fetchall()[0]
     deadline = time.monotonic() + SEARCH_S
-    while last >= 0 and time.monotonic() < deadline and not (best and best[0][0] == 1):
+    best: tuple[int, float, Answer] | None = None
+    while True:
+        for row in rows:
+            question = json.loads(row.question)
+            if question.get("messages") == messages:
+                ranked = (len(differences(asked, question)), -row.created_at, row)
+                best = min(best or ranked, ranked, key=lambda r: r[:2])  # of several the newest
+        if last < 0 or time.monotonic() >= deadline or (best and best[0] == 1):
+            return (best[2], 0) if best else (None, max(0, last + 1))
         condition = "rowid BETWEEN ? AND ? AND contains(question, ?)"
         rows = _rows(connection, condition, [last - SCAN_ROWS + 1, last, text], ["answers"])
-        best = best_of([*(n for _, _, n in best), *rows])
         last -= SCAN_ROWS
-    return (best[0][2], 0) if best else (None, max(0, last + 1))
 
 
 def _text(question: Mapping[str, Any]) -> str:

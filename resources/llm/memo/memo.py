@@ -202,8 +202,7 @@ class Memo:
 
 
 class Watch:
-    """Some questions: what was `found` of them, and what any process has been answered since. Safe
-    for threads."""
+    """Some questions: what was `found`, and what has been answered since. Safe for threads."""
 
     def __init__(self, memo: Memo, keys: Iterable[str], not_before: float = 0.0) -> None:
         self.memo, self._not_before = memo, not_before

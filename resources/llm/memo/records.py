@@ -223,9 +223,8 @@ def from_json(raw: Mapping[str, Any]) -> Record:
     made: type[Answer] | type[Use] = Answer if kind == "answer" else Use
     types = {f.name: str(f.type) for f in fields(made)}
     if given.keys() != types.keys():
-        raise ValueError(
-            f"missing: {sorted(types.keys() - given.keys())}, unknown: {sorted(given.keys() - types.keys())}"
-        )
+        missing, unknown = sorted(types.keys() - given.keys()), sorted(given.keys() - types.keys())
+        raise ValueError(f"missing: {missing}, unknown: {unknown}")
     for name, declared in types.items():
         if not isinstance(value := given[name], _TYPES[declared]) or isinstance(value, bool):
             raise ValueError(f"{name} is a {type(value).__name__}, not {declared}")

@@ -312,8 +312,7 @@ def _groups(connection: duckdb.DuckDBPyConnection, names: Sequence[str]) -> tupl
 
 
 def show(memo: Memo, key_or_prefix: str) -> list[Answer]:
-    """The answer to one question, and the earlier ones, newest first. Raises ActError for a prefix
-    of no key, or of several."""
+    """The answer to one question, and the earlier ones, newest first. Raises ActError as `key_in`."""
 
     def ask(connection: duckdb.DuckDBPyConnection) -> list[Answer]:
         key = key_in(connection, key_or_prefix)

@@ -119,8 +119,7 @@ def readable(path: Path, kind: str, faults: list[str]) -> Iterator[pa.Table]:
 
 
 def write_tables(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
-    """A Parquet file, whole or not at all, on disk on return; one table at a time in memory, file
-    mode 0600."""
+    """A Parquet file, whole or not at all, on disk on return, mode 0600; one table in memory."""
     with (
         atomic_file(path, mode=0o600) as beside,
         pq.ParquetWriter(beside, schema, compression="zstd", write_page_checksum=True) as writer,

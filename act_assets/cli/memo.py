@@ -22,6 +22,7 @@ from act_assets.cli.text import (
     size_text,
     verdict_text,
 )
+from act_assets.home import memo_folder
 from resources.errors import ActError
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ AgeOption = Annotated[str | None, typer.Option("--older-than", help="only older 
 @memo_app.command(epilog="Example: act memo path")
 def path(as_json: JsonOption = False) -> None:
     """Print the memo's folder."""
-    folder = _folder()
+    folder = memo_folder()
     _tell(as_json, {"path": str(folder), "exists": folder.is_dir()}, str(folder))
 
 
@@ -109,7 +110,7 @@ def why_miss(
     if request is not None:
         question, role, label = explain.read_question(request.read()), "", ""
     else:
-        miss = explain.find_miss(_folder(), str(key))
+        miss = explain.find_miss(memo_folder(), str(key))
         question, role, label = (miss.question, miss.role, miss.label) if miss else ("", "", "")
     with _memo(as_json) as memo:
         if memo is None:
@@ -160,7 +161,7 @@ def import_(
 
     if not file.is_file():
         raise ActError(f"no such file: {file}", todo="give a file that act memo export has written")
-    with closing(Memo(_folder())) as memo:
+    with closing(Memo(memo_folder())) as memo:
         found = import_export.import_(memo, file)
     what = f"{found.added:,} added, {found.present:,} there already, {found.to_history:,} older than what is there"
     rejected = [f"{found.rejected:,} rows rejected:", *(f"  {reason}" for reason in found.reasons)]
@@ -201,18 +202,12 @@ def verify(
     """Read everything that the memo has on disk; problems end with exit code 1."""
     from resources.llm.memo import maintain, report
 
-    there = report.has_answers(_folder())
-    found = maintain.verify(_folder(), repair) if there else maintain.Verdict()
-    lines = verdict_text(found) if there else [f"{NOTHING_YET} {_folder()}"]
+    there = report.has_answers(memo_folder())
+    found = maintain.verify(memo_folder(), repair) if there else maintain.Verdict()
+    lines = verdict_text(found) if there else [f"{NOTHING_YET} {memo_folder()}"]
     _tell(as_json, {"sound": not found.problems, **asdict(found)}, *lines)
     if found.problems:
         raise typer.Exit(1)
-
-
-def _folder() -> Path:
-    from act_assets.home import memo_folder
-
-    return memo_folder()
 
 
 @contextmanager
@@ -221,12 +216,12 @@ def _memo(as_json: bool) -> Iterator[Memo | None]:
     from resources.llm.memo.memo import Memo
     from resources.llm.memo.report import has_answers
 
-    if not has_answers(_folder()):
+    if not has_answers(memo_folder()):
         if not as_json:
-            say(f"{NOTHING_YET} {_folder()}")
+            say(f"{NOTHING_YET} {memo_folder()}")
         yield None
         return
-    with closing(Memo(_folder())) as memo:
+    with closing(Memo(memo_folder())) as memo:
         yield memo
 
 

@@ -120,9 +120,8 @@ def explanation_text(found: Explanation, miss: Miss | None) -> list[str]:
         "same example": f"of the same example; its messages are {found.similarity:.0%} alike",
         "similar messages": f"its messages are the most alike, {found.similarity:.0%}",
     }[found.how]
-    lines.append("the memo does not hold it")
-    lines.append(f"nearest: {near.key[:16]}, {how}")
-    lines.append(f"  {near.model}, {near.role}, {near.label}, asset {near.asset or '-'}, {_time(near.created_at)}")
+    asker = f"{near.role}, {near.label}, asset {near.asset or '-'}, {_time(near.created_at)}"
+    lines += ["the memo does not hold it", f"nearest: {near.key[:16]}, {how}", f"  {near.model}, {asker}"]
     if found.unsearched:
         lines.append(f"  {found.unsearched:,} older questions were not compared in full, for want of time")
     for one in found.differences:

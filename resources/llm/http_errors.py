@@ -7,6 +7,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -158,22 +159,14 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
     `headers` must look names up without regard to case. A date is counted from the server's own
     clock where it sends one, since the two clocks may differ.
     """
-    if (wait := _seconds(headers.get("retry-after-ms", ""))) is not None:
-        return wait / 1000
-    value = headers.get("retry-after", "")
-    if (wait := _seconds(value)) is not None:
-        return wait
-    if (until := _date(value)) is None:
+    for name, per_second in (("retry-after-ms", 1000), ("retry-after", 1)):
+        with suppress(ValueError):
+            number = float(headers.get(name, ""))
+            if math.isfinite(number) and number >= 0:
+                return number / per_second
+    if (until := _date(headers.get("retry-after", ""))) is None:
         return None
     return max(0.0, (until - (_date(headers.get("date", "")) or datetime.now(UTC))).total_seconds())
-
-
-def _seconds(text: str) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) and number >= 0 else None
 
 
 def _date(text: str) -> datetime | None:

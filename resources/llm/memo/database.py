@@ -28,7 +28,7 @@ import pyarrow as pa
 
 from resources.errors import ActError
 from resources.files import atomic_file, sync
-from resources.llm.memo.records import Answer, Stored, Use
+from resources.llm.memo.records import Answer, Record, Stored, Use
 from resources.llm.memo.schema import SCHEMAS, migrate, schema_version, to_arrow, transaction
 from resources.llm.memo.segments import Archive
 
@@ -158,7 +158,7 @@ class Database:
         if not answers and not uses:
             return
         with self.writing(wait) as connection:
-            rows = {"answers": answers, "uses": uses}
+            rows: dict[str, Sequence[Record]] = {"answers": answers, "uses": uses}
             tables = {kind: to_arrow(found, SCHEMAS[kind]) for kind, found in rows.items() if found}
             archived = [self.archive.add(kind, table) for kind, table in tables.items()]
             try:

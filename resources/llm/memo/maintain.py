@@ -331,10 +331,8 @@ def _check_tables(
         ("in history the key is not that of the question", "history WHERE sha256(question) <> key"),
         ("in answers the key is there more than once", "answers GROUP BY key HAVING count(*) > 1"),
     ):
-        rows = connection.execute(
-            f"SELECT key, count(*) OVER () FROM {source} ORDER BY key LIMIT {NAMED}"  # noqa: S608 (ours)
-        ).fetchall()
-        if rows:
+        sql = f"SELECT key, count(*) OVER () FROM {source} ORDER BY key LIMIT {NAMED}"  # noqa: S608 (ours)
+        if rows := connection.execute(sql).fetchall():
             named = ", ".join(key[:16] for key, _ in rows)
             problems.append(f"{what}: {rows[0][1]} rows ({named}): act memo prune --key removes one")
     for kind in SCHEMAS:

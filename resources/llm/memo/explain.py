@@ -16,7 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from difflib import SequenceMatcher
-from itertools import zip_longest
+from itertools import compress, count, zip_longest
+from operator import ne
 from pathlib import Path
 from typing import Any
 
@@ -272,7 +273,7 @@ def similarity(one: str, other: str) -> float:
 
 def _common(one: Sequence[str], other: Sequence[str]) -> int:
     """How many characters, or lines, both begin with."""
-    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return next(compress(count(), map(ne, one, other)), min(len(one), len(other)))
 
 
 # --- what was missed ---------------------------------------------------------------------------------------------

@@ -313,40 +313,36 @@ def _check_database(database: Database, unfolded: Sequence[Record], problems: li
         return 0, 0
     try:
         with database.reading() as connection:
-            return _check_tables(connection, database, unfolded, problems) if connection else (0, 0)
+            if connection is None:
+                return 0, 0
+            if (version := schema_version(connection)) != len(MIGRATIONS):
+                problems.append(f"the database has schema {version}, not {len(MIGRATIONS)}")
+            for what, source in (
+                ("in answers the key is not that of the question", "answers WHERE sha256(question) <> key"),
+                ("in history the key is not that of the question", "history WHERE sha256(question) <> key"),
+                ("in answers the key is there more than once", "answers GROUP BY key HAVING count(*) > 1"),
+            ):
+                sql = f"SELECT key, count(*) OVER () FROM {source} ORDER BY key LIMIT {NAMED}"  # noqa: S608 (ours)
+                if rows := connection.execute(sql).fetchall():
+                    named = ", ".join(key[:16] for key, _ in rows)
+                    problems.append(f"{what}: {rows[0][1]} rows ({named}): act memo prune --key removes one")
+            for kind in SCHEMAS:
+                found = survey(connection, database, kind, unfolded)
+                problems += [_unreadable(path, why) for path, why in found.damaged]
+                for number, what in (
+                    (found.unarchived, f"{kind} of the database are not in the archive"),
+                    (found.unknown, f"{kind} of the archive are not in the database"),
+                    (found.differ, f"{kind} are not the same in the archive as in the database"),
+                ):
+                    if number:
+                        problems.append(f"{number} {what}: --repair fixes it")
+            count = "SELECT (SELECT count(*) FROM answers), (SELECT count(*) FROM history)"
+            return connection.execute(count).fetchall()[0]
     except ActError as error:  # a newer schema
         problems.append(str(error))
     except Rebuilt as error:
         problems.append(f"the database could not be read and was rebuilt: {error.__cause__}")
     return 0, 0
-
-
-def _check_tables(
-    connection: duckdb.DuckDBPyConnection, database: Database, unfolded: Sequence[Record], problems: list[str]
-) -> tuple[int, int]:
-    if (version := schema_version(connection)) != len(MIGRATIONS):
-        problems.append(f"the database has schema {version}, not {len(MIGRATIONS)}")
-    for what, source in (
-        ("in answers the key is not that of the question", "answers WHERE sha256(question) <> key"),
-        ("in history the key is not that of the question", "history WHERE sha256(question) <> key"),
-        ("in answers the key is there more than once", "answers GROUP BY key HAVING count(*) > 1"),
-    ):
-        sql = f"SELECT key, count(*) OVER () FROM {source} ORDER BY key LIMIT {NAMED}"  # noqa: S608 (ours)
-        if rows := connection.execute(sql).fetchall():
-            named = ", ".join(key[:16] for key, _ in rows)
-            problems.append(f"{what}: {rows[0][1]} rows ({named}): act memo prune --key removes one")
-    for kind in SCHEMAS:
-        found = survey(connection, database, kind, unfolded)
-        problems += [_unreadable(path, why) for path, why in found.damaged]
-        for number, what in (
-            (found.unarchived, f"{kind} of the database are not in the archive"),
-            (found.unknown, f"{kind} of the archive are not in the database"),
-            (found.differ, f"{kind} are not the same in the archive as in the database"),
-        ):
-            if number:
-                problems.append(f"{number} {what}: --repair fixes it")
-    counts = connection.execute("SELECT (SELECT count(*) FROM answers), (SELECT count(*) FROM history)").fetchall()
-    return counts[0]
 
 
 def _unreadable(path: Path, why: str) -> str:

@@ -186,7 +186,7 @@ class OtherJournals:
         """Looks for new journals, new lines and journals that are gone; `own` is this process's."""
         now, changed_at = time.time(), self.folder.stat().st_mtime_ns
         if changed_at != self._listed_at:
-            names = {p.name for p in journals(self.folder) if p != own}
+            names = {n for n in os.listdir(self.folder) if n.endswith(SUFFIX) and (not own or n != own.name)}
             for gone in self._open.keys() - names:
                 self._open.pop(gone).close()
             for new in names - self._open.keys():

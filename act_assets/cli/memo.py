@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,10 +22,11 @@ from act_assets.cli.text import (
     size_text,
     verdict_text,
 )
+from act_assets.home import memo_folder
 from resources.errors import ActError
 
 if TYPE_CHECKING:
-    from resources.llm.memo.explain import Explanation, Miss
+    from resources.llm.memo.explain import Miss
     from resources.llm.memo.memo import Memo
     from resources.llm.memo.report import Filters
 
@@ -41,6 +42,8 @@ memo_app = typer.Typer(
     "  act memo verify",
 )
 
+NOTHING_YET = "nothing has been kept yet in"
+
 JsonOption = Annotated[bool, typer.Option("--json", help="one JSON document")]
 KeyOption = Annotated[list[str] | None, typer.Option("--key", help="a key or its beginning; may be given repeatedly")]
 ModelOption = Annotated[list[str] | None, typer.Option("--model", help="only of this model; repeatable")]
@@ -55,11 +58,8 @@ AgeOption = Annotated[str | None, typer.Option("--older-than", help="only older 
 @memo_app.command(epilog="Example: act memo path")
 def path(as_json: JsonOption = False) -> None:
     """Print the memo's folder."""
-    folder = _folder()
-    if as_json:
-        _document({"path": str(folder), "exists": folder.is_dir()})
-    else:
-        say(str(folder))
+    folder = memo_folder()
+    _tell(as_json, {"path": str(folder), "exists": folder.is_dir()}, str(folder))
 
 
 @memo_app.command(epilog="Example: act memo stats --by asset,partition")
@@ -68,15 +68,13 @@ def stats(
     as_json: JsonOption = False,
 ) -> None:
     """Show what was paid, what came from the memo, and what that saved."""
-    from resources.llm.memo.report import Stats, grouping
-    from resources.llm.memo.report import stats as stats_of
+    from resources.llm.memo import report
 
-    names = grouping(by)
+    names = report.grouping(by)
     with _memo(as_json) as memo:
-        found = stats_of(memo, names) if memo else Stats(names)
-    if as_json:
-        _document(found.to_json())
-    else:
+        found = report.stats(memo, names) if memo else report.Stats(names)
+    _tell(as_json, found.to_json())
+    if not as_json:
         show_stats(found)
 
 
@@ -86,16 +84,12 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Show one question, its answer, and earlier answers."""
-    from resources.llm.memo.report import checked_prefix, shown_json
-    from resources.llm.memo.report import show as shown_of
+    from resources.llm.memo import report
 
-    checked_prefix(key)
+    report.checked_prefix(key)
     with _memo(as_json) as memo:
-        found = shown_of(memo, key) if memo else []
-    if as_json:
-        _document(shown_json(found) if found else None)
-    elif found:
-        say(*answer_text(found))
+        found = report.show(memo, key) if memo else []
+    _tell(as_json, report.shown_json(found) if found else None, *(answer_text(found) if found else ()))
 
 
 @memo_app.command("why-miss", epilog="Example: act memo why-miss 3f9a1c, or act memo why-miss --request question.json")
@@ -107,42 +101,31 @@ def why_miss(
     as_json: JsonOption = False,
 ) -> None:
     """Explain why the memo does not hold a question: the nearest one that it holds, and the fields that differ."""
-    from resources.llm.memo.explain import Explanation, find_miss, read_question
-    from resources.llm.memo.explain import why_miss as explain
+    from resources.llm.memo import explain, report
     from resources.llm.memo.records import key_of
 
     if (key is None) == (request is None):
         raise ActError("one question is needed", todo="give a key, or --request with a file")
     miss: Miss | None = None
     if request is not None:
-        question, role, label = read_question(request.read()), "", ""
+        question, role, label = explain.read_question(request.read()), "", ""
     else:
-        miss = find_miss(_folder(), str(key))
+        miss = explain.find_miss(memo_folder(), str(key))
         question, role, label = (miss.question, miss.role, miss.label) if miss else ("", "", "")
     with _memo(as_json) as memo:
-        if question:
-            found = explain(memo, question, role, label) if memo else Explanation(key_of(question), empty=True)
-        else:
-            found = _never_missed(memo, str(key))
-    if as_json:
-        _document(found.to_json())
-    else:
-        say(*explanation_text(found, miss))
-
-
-def _never_missed(memo: Memo | None, key: str) -> Explanation:
-    """For a key that no offline run has missed. Raises ActError where the memo does not hold it either."""
-    from resources.llm.memo.explain import Explanation
-    from resources.llm.memo.report import consult, key_in
-
-    if memo is None:
-        return Explanation(key, empty=True)
-    try:
-        return Explanation(consult(memo, lambda connection: key_in(connection, key)), held=True)
-    except ActError as error:
-        raise ActError(
-            f"{error.what}, and no offline run has missed one", todo="give the question itself with --request"
-        ) from error
+        if memo is None:
+            found = explain.Explanation(key_of(question) if question else str(key), empty=True)
+        elif question:
+            found = explain.why_miss(memo, question, role, label)
+        else:  # no offline run has missed it
+            try:
+                held = report.consult(memo, lambda connection: report.key_in(connection, str(key)))
+            except ActError as error:
+                raise ActError(
+                    f"{error.what}, and no offline run has missed one", todo="give the question itself with --request"
+                ) from error
+            found = explain.Explanation(held, held=True)
+    _tell(as_json, found.to_json(), *explanation_text(found, miss))
 
 
 @memo_app.command(epilog="Example: act memo export answers.parquet --role generator --history")
@@ -158,17 +141,13 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write answers to a file, for others to import. Prompts and answers are in it in clear."""
-    from resources.llm.memo.import_export import Exported
-    from resources.llm.memo.import_export import export as export_of
+    from resources.llm.memo import import_export
 
     with _memo(as_json) as memo:
-        filters = _filters(memo, key, model, role, asset, partition, older_than)
-        found = export_of(memo, to, filters, history) if memo else Exported(0, 0, 0)
-    if as_json:
-        _document(asdict(found))
-    elif memo:
-        number = counted(found.answers, found.history)
-        say(f"{number} in {to}, {size_text(found.bytes)}; prompts and answers in clear")
+        filters = _filters(memo, older_than, key, model, role, asset, partition)
+        found = import_export.export(memo, to, filters, history) if memo else import_export.Exported()
+    what = f"{counted(found.answers, found.history)} in {to}, {size_text(found.bytes)}; prompts and answers in clear"
+    _tell(as_json, asdict(found), *([what] if memo else ()))
 
 
 @memo_app.command("import", epilog="Example: act memo import answers.parquet")
@@ -177,22 +156,16 @@ def import_(
     as_json: JsonOption = False,
 ) -> None:
     """Add a file's answers to the memo. Every row is checked; unsound ones are left out, and the exit code is 1."""
-    from resources.llm.memo.import_export import import_ as import_of
+    from resources.llm.memo import import_export
     from resources.llm.memo.memo import Memo
 
     if not file.is_file():
         raise ActError(f"no such file: {file}", todo="give a file that act memo export has written")
-    memo = Memo(_folder())
-    try:
-        found = import_of(memo, file)
-    finally:
-        memo.close()
-    if as_json:
-        _document(asdict(found))
-    else:
-        say(f"{found.added:,} added, {found.present:,} there already, {found.to_history:,} older than what is there")
-        if found.rejected:
-            say(f"{found.rejected:,} rows rejected:", *(f"  {reason}" for reason in found.reasons))
+    with closing(Memo(memo_folder())) as memo:
+        found = import_export.import_(memo, file)
+    what = f"{found.added:,} added, {found.present:,} there already, {found.to_history:,} older than what is there"
+    rejected = [f"{found.rejected:,} rows rejected:", *(f"  {reason}" for reason in found.reasons)]
+    _tell(as_json, asdict(found), what, *(rejected if found.rejected else ()))
     if found.rejected:
         raise typer.Exit(1)
 
@@ -210,18 +183,15 @@ def prune(
     as_json: JsonOption = False,
 ) -> None:
     """Delete answers for good: those that match all of the filters, of which at least one is needed."""
-    from resources.llm.memo.maintain import Pruned
-    from resources.llm.memo.maintain import prune as prune_of
+    from resources.llm.memo import maintain
 
     with _memo(as_json) as memo:
-        filters = _filters(memo, key, model, role, asset, partition, older_than)
+        filters = _filters(memo, older_than, key, model, role, asset, partition)
         if not filters and not history:
             raise ActError("nothing is chosen to be deleted", todo="give a filter, for example --older-than 90d")
-        found = prune_of(memo, filters, history_only=history, dry_run=not yes) if memo else Pruned(not yes)
-    if as_json:
-        _document(asdict(found))
-    elif memo:
-        say(*pruned_text(found))
+        dry = maintain.Pruned(not yes)
+        found = maintain.prune(memo, filters, history_only=history, dry_run=not yes) if memo else dry
+    _tell(as_json, asdict(found), *(pruned_text(found) if memo else ()))
 
 
 @memo_app.command(epilog="Example: act memo verify --repair")
@@ -230,28 +200,14 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Read everything that the memo has on disk; problems end with exit code 1."""
-    from resources.llm.memo.maintain import Verdict
-    from resources.llm.memo.maintain import verify as verify_of
-    from resources.llm.memo.report import has_answers
+    from resources.llm.memo import maintain, report
 
-    there = has_answers(_folder())
-    found = verify_of(_folder(), repair) if there else Verdict()
-    if as_json:
-        _document({"sound": not found.problems, **asdict(found)})
-    else:
-        say(*(verdict_text(found) if there else [_nothing_yet()]))
+    there = report.has_answers(memo_folder())
+    found = maintain.verify(memo_folder(), repair) if there else maintain.Verdict()
+    lines = verdict_text(found) if there else [f"{NOTHING_YET} {memo_folder()}"]
+    _tell(as_json, {"sound": not found.problems, **asdict(found)}, *lines)
     if found.problems:
         raise typer.Exit(1)
-
-
-def _folder() -> Path:
-    from act_assets.home import memo_folder
-
-    return memo_folder()
-
-
-def _nothing_yet() -> str:
-    return f"nothing has been kept yet in {_folder()}"
 
 
 @contextmanager
@@ -260,36 +216,30 @@ def _memo(as_json: bool) -> Iterator[Memo | None]:
     from resources.llm.memo.memo import Memo
     from resources.llm.memo.report import has_answers
 
-    if not has_answers(_folder()):
+    if not has_answers(memo_folder()):
         if not as_json:
-            say(_nothing_yet())
+            say(f"{NOTHING_YET} {memo_folder()}")
         yield None
         return
-    memo = Memo(_folder())
-    try:
+    with closing(Memo(memo_folder())) as memo:
         yield memo
-    finally:
-        memo.close()
 
 
-def _filters(
-    memo: Memo | None,
-    keys: list[str] | None,
-    models: list[str] | None,
-    roles: list[str] | None,
-    assets: list[str] | None,
-    partitions: list[str] | None,
-    older_than: str | None,
-) -> Filters:
-    """What the options choose; the beginnings of keys become keys. Raises ActError."""
+def _filters(memo: Memo | None, older_than: str | None, keys: list[str] | None, *others: list[str] | None) -> Filters:
+    """What the options choose, in the order of `Filters`; the beginnings of keys become keys. Raises ActError."""
     from resources.llm.memo.report import Filters, age_s, checked_prefix, consult, key_in
 
     found = tuple(checked_prefix(key) for key in keys or ())
     if memo and found:
         found = consult(memo, lambda connection: tuple(key_in(connection, key) for key in found))
     before = time.time() - age_s(older_than) if older_than else None
-    return Filters(found, tuple(models or ()), tuple(roles or ()), tuple(assets or ()), tuple(partitions or ()), before)
+    models, roles, assets, partitions = (tuple(chosen or ()) for chosen in others)
+    return Filters(found, models, roles, assets, partitions, before)
 
 
-def _document(value: Any) -> None:
-    print(json.dumps(value, indent=1))
+def _tell(as_json: bool, document: Any, *lines: str) -> None:
+    """Prints what was found, as a JSON document or in words."""
+    if as_json:
+        print(json.dumps(document, indent=1))
+    else:
+        say(*lines)

@@ -98,13 +98,12 @@ def answer_text(answers: Sequence[Answer]) -> list[str]:
 def _facts(answer: Answer) -> list[str]:
     cost = "price not known" if answer.cost_usd is None else f"US$ {answer.cost_usd:.6f}"
     asset, run = f"asset {answer.asset or '-'} {answer.partition}".rstrip(), f"run {answer.run or '-'}"
-    facts = {
-        "model": f"{answer.model} at {answer.provider} (reported: {answer.reported_model})",
-        "asked by": f"{answer.role}, {answer.label}, {asset}, {run}",
-        "answered": f"{_time(answer.created_at)}, after {answer.latency_s:.1f} s",
-        "tokens": f"{answer.prompt_tokens:,} in, {answer.output_tokens:,} out, {cost}",
-    }
-    return [f"{name:<12} {value}" for name, value in facts.items()]
+    return [
+        f"model        {answer.model} at {answer.provider} (reported: {answer.reported_model})",
+        f"asked by     {answer.role}, {answer.label}, {asset}, {run}",
+        f"answered     {_time(answer.created_at)}, after {answer.latency_s:.1f} s",
+        f"tokens       {answer.prompt_tokens:,} in, {answer.output_tokens:,} out, {cost}",
+    ]
 
 
 def explanation_text(found: Explanation, miss: Miss | None) -> list[str]:
@@ -121,9 +120,8 @@ def explanation_text(found: Explanation, miss: Miss | None) -> list[str]:
         "same example": f"of the same example; its messages are {found.similarity:.0%} alike",
         "similar messages": f"its messages are the most alike, {found.similarity:.0%}",
     }[found.how]
-    lines.append("the memo does not hold it")
-    lines.append(f"nearest: {near.key[:16]}, {how}")
-    lines.append(f"  {near.model}, {near.role}, {near.label}, asset {near.asset or '-'}, {_time(near.created_at)}")
+    asker = f"{near.role}, {near.label}, asset {near.asset or '-'}, {_time(near.created_at)}"
+    lines += ["the memo does not hold it", f"nearest: {near.key[:16]}, {how}", f"  {near.model}, {asker}"]
     if found.unsearched:
         lines.append(f"  {found.unsearched:,} older questions were not compared in full, for want of time")
     for one in found.differences:

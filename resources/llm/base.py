@@ -6,7 +6,7 @@ A failure is a value of its own type, never an error text in the place of an ans
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import Any, Literal, Protocol
 
 
@@ -84,6 +84,7 @@ class LLMFailure:
     label: str
 
 
+@dataclass(eq=False)
 class ProviderError(Exception):
     """Raised by a provider for one request; `LLM` turns it into that item's LLMFailure.
 
@@ -92,22 +93,18 @@ class ProviderError(Exception):
     `maybe_charged`: it may have charged, and nothing says how much.
     """
 
-    def __init__(
-        self,
-        kind: FailureKind,
-        message: str,
-        *,
-        retryable: bool,
-        retry_after_s: float | None = None,
-        bad_key: bool = False,
-        maybe_charged: bool = False,
-        prompt_tokens: int = 0,
-        output_tokens: int = 0,
-    ) -> None:
-        super().__init__(message)
-        self.kind, self.retryable = kind, retryable
-        self.retry_after_s, self.bad_key, self.maybe_charged = retry_after_s, bad_key, maybe_charged
-        self.prompt_tokens, self.output_tokens = prompt_tokens, output_tokens
+    kind: FailureKind
+    message: str
+    _: KW_ONLY
+    retryable: bool
+    retry_after_s: float | None = None
+    bad_key: bool = False
+    maybe_charged: bool = False
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class Provider(Protocol):

@@ -46,7 +46,12 @@ class Reservation:
     def _end(self, cost_usd: float, calls: int) -> None:
         budget, self._budget = self._budget, None
         if budget is not None:
-            budget._release(self.estimate_usd, cost_usd, calls)
+            budget._held_calls -= 1
+            # With nothing in flight the sum is exactly 0 again, whatever the rounding before.
+            budget._held_usd = budget._held_usd - self.estimate_usd if budget._held_calls else 0.0
+            budget.spent_usd += cost_usd
+            budget.calls += calls
+            budget._changed.set()
 
 
 class Budget:
@@ -97,14 +102,6 @@ class Budget:
         if self.max_cost_usd is not None:
             return f"budget of {_dollars(self.max_cost_usd)} reached: {_dollars(self.spent_usd)} spent"
         return "budget without bounds"
-
-    def _release(self, held_usd: float, cost_usd: float, calls: int) -> None:
-        self._held_calls -= 1
-        # With nothing in flight the sum is exactly 0 again, whatever the rounding before.
-        self._held_usd = self._held_usd - held_usd if self._held_calls else 0.0
-        self.spent_usd += cost_usd
-        self.calls += calls
-        self._changed.set()
 
     def _fits(self, estimate_usd: float, held_usd: float, held_calls: int) -> bool:
         cost = self.max_cost_usd is None or self.spent_usd + held_usd + estimate_usd <= self.max_cost_usd + _DUST_USD

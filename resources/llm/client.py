@@ -58,8 +58,6 @@ class LLM:
         retry: RetrySettings | None = None,
         asker: Asker | None = None,
     ) -> None:
-        if max_concurrency < 1:
-            raise ValueError("max_concurrency must be at least 1")
         given = list(providers) if isinstance(providers, Sequence) else [providers]
         if limiter is None:
             limiter = RateLimiter(given)
@@ -88,7 +86,7 @@ class LLM:
             return []
         batch = _Batch(self, requests, on_done)
         try:
-            return run_calls(batch.run(), batch.stop)
+            return run_calls(batch.run(), batch.stopping.set)
         finally:
             with self._counting:
                 self.usage += batch.usage
@@ -105,18 +103,15 @@ class _Batch:
     def __init__(self, llm: LLM, requests: Sequence[LLMRequest], on_done: Callable[[], None] | None) -> None:
         self.llm, self.requests, self.on_done = llm, requests, on_done
         self.usage = self._unnoted = Usage()
-        self._stopping = False
+        self.stopping = threading.Event()  # set: nothing more is sent; what is under way is finished
         self._gate = asyncio.Semaphore(llm.max_concurrency)
-
-    def stop(self) -> None:
-        """Sends nothing more; what is under way is finished."""
-        self._stopping = True
 
     async def run(self) -> list[LLMResult]:
         """All results, in order."""
         memory = self.llm.memory
         if memory is None:
-            return await self._gather([self._counted(r, self._send(r)) for r in self.requests])
+            send, stopping = self.llm.sender.send, self.stopping.is_set
+            return await self._gather([self._counted(r, send(r, stopping)) for r in self.requests])
         memo = memory.memo
         questions = [self.llm.question(r) for r in self.requests]
         keys = [key_of(q) for q in questions]
@@ -204,25 +199,17 @@ class _Batch:
                             await asyncio.to_thread(record_miss, memo.folder, key, question, request.role, label)
                             missed = LLMFailure("offline", f"not in the memo: key {key}", False, label)
                             return CallOutcome(missed, Usage(failures=1), own=True)
-                        return await self._send_and_keep(memo, request, question)
+                        outcome = await self.llm.sender.send(request, self.stopping.is_set)
+                        if isinstance(outcome.result, LLMFailure):
+                            return outcome
+                        name, url, asker = self.llm.provider.name, self.llm.provider.base_url, self.llm.asker
+                        answer = new_answer(name, url, request, question, outcome.result, asker, outcome.cost_usd)
+                        await memo.keep(answer)
+                        return replace(outcome, result=answer.stored().response())
                     finally:
                         memo.key_locks.release(key)
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, longest)
-
-    async def _send_and_keep(self, memo: Memo, request: LLMRequest, question: str) -> CallOutcome:
-        outcome = await self._send(request)
-        if isinstance(outcome.result, LLMFailure):
-            return outcome
-        provider, asker = self.llm.provider, self.llm.asker
-        answer = new_answer(
-            provider.name, provider.base_url, request, question, outcome.result, asker, outcome.cost_usd
-        )
-        await memo.keep(answer)
-        return replace(outcome, result=answer.stored().response())
-
-    async def _send(self, request: LLMRequest) -> CallOutcome:
-        return await self.llm.sender.send(request, lambda: self._stopping)
 
     async def _recall(self, stored: Stored) -> CallOutcome:
         return CallOutcome.hit(stored.response(), stored.cost_usd)

@@ -21,7 +21,6 @@ from resources.llm.http_errors import HttpProvider, Reply, rejected, retry_after
 if TYPE_CHECKING:
     import httpx2
     from google.genai import Client
-    from google.genai.types import GenerateContentConfig
 
 # Pinned, for the library also takes it from the environment, and the two do not know the same models.
 API_VERSION = "v1beta"
@@ -123,17 +122,6 @@ class GeminiProvider(HttpProvider):
         )
 
     def _parameters(self, request: LLMRequest) -> dict[str, Any]:
-        roles = {"user": "user", "assistant": "model"}
-        contents = [
-            {"role": roles[m.role], "parts": [{"text": m.content}]} for m in request.messages if m.role != "system"
-        ]
-        return {"model": request.model, "contents": contents, "config": self._config(request)}
-
-    async def _send(self, client: Client, **parameters: Any) -> str:
-        answer = await client.aio.models.generate_content(**parameters)
-        return (answer.sdk_http_response.body if answer.sdk_http_response else None) or ""
-
-    def _config(self, request: LLMRequest) -> GenerateContentConfig:
         from google.genai.types import AutomaticFunctionCallingConfig, GenerateContentConfig
 
         known = GenerateContentConfig.model_fields
@@ -146,8 +134,12 @@ class GeminiProvider(HttpProvider):
                 raise rejected(f"`extra` may not have {name!r}; use {_RESERVED[name] or 'the defaults'}")
         sampling = request.sampling
         system = [m.content for m in request.messages if m.role == "system"]
+        roles = {"user": "user", "assistant": "model"}
+        contents = [
+            {"role": roles[m.role], "parts": [{"text": m.content}]} for m in request.messages if m.role != "system"
+        ]
         try:
-            return GenerateContentConfig(
+            config = GenerateContentConfig(
                 **extra,
                 system_instruction="\n\n".join(system) if system else None,
                 temperature=sampling.temperature,
@@ -162,6 +154,11 @@ class GeminiProvider(HttpProvider):
         except ValidationError as error:
             problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
             raise rejected(self._message(f"not a GenerateContentConfig: {problems}")) from None
+        return {"model": request.model, "contents": contents, "config": config}
+
+    async def _send(self, client: Client, **parameters: Any) -> str:
+        answer = await client.aio.models.generate_content(**parameters)
+        return (answer.sdk_http_response.body if answer.sdk_http_response else None) or ""
 
     def _read(self, body: str | bytes) -> Reply:
         answer = _Answer.model_validate_json(body)
@@ -188,33 +185,20 @@ class GeminiProvider(HttpProvider):
 
         if not isinstance(error, APIError):
             return None
-        details = _details(error.details)
+        # The typed details of an error: google.rpc.RetryInfo, QuotaFailure and ErrorInfo are read.
+        body = error.details.get("error", error.details) if isinstance(error.details, Mapping) else None
+        typed = body.get("details") if isinstance(body, Mapping) else None
+        details = [d for d in typed if isinstance(d, Mapping)] if isinstance(typed, list) else []
+        delays = (re.fullmatch(r"(\d+(?:\.\d+)?)s", str(d.get("retryDelay", ""))) for d in details)
         violations = [v for d in details for v in d.get("violations") or () if isinstance(v, Mapping)]
         daily = any("PerDay" in str(v.get("quotaId", "")) for v in violations)
         said = error.message if isinstance(error.message, str) and error.message else str(error.details)
         what = "the daily quota is used up: " if daily else ""
-        headers: Mapping[str, str] = getattr(error.response, "headers", None) or {}
-        wait = retry_after_s(headers)
+        wait = retry_after_s(getattr(error.response, "headers", None) or {})
         return status_failure(
             error.code,
             self._message(f"gemini answered {error.code} {error.status or ''}: {what}{said}"),
-            retry_after=_retry_delay_s(details) if wait is None else wait,
+            retry_after=next((float(found[1]) for found in delays if found), None) if wait is None else wait,
             bad_key=any(d.get("reason") == "API_KEY_INVALID" for d in details),
             exhausted=daily,
         )
-
-
-# The typed details of an error: google.rpc.RetryInfo, QuotaFailure and ErrorInfo are read.
-
-
-def _details(body: Any) -> list[Mapping[str, Any]]:
-    error = body.get("error", body) if isinstance(body, Mapping) else None
-    details = error.get("details") if isinstance(error, Mapping) else None
-    return [d for d in details if isinstance(d, Mapping)] if isinstance(details, list) else []
-
-
-def _retry_delay_s(details: list[Mapping[str, Any]]) -> float | None:
-    for detail in details:
-        if found := re.fullmatch(r"(\d+(?:\.\d+)?)s", str(detail.get("retryDelay", ""))):
-            return float(found[1])
-    return None

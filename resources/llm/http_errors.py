@@ -7,6 +7,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -36,8 +37,7 @@ class Reply:
 
 
 class HttpProvider(ABC):
-    """A provider over HTTP, with one key; one HTTP request per call. Which one is said by a
-    subclass."""
+    """A provider over HTTP, with one key; one HTTP request per call, said by a subclass."""
 
     name: str
     speaker: str  # whose answer it is, in messages
@@ -67,8 +67,7 @@ class HttpProvider(ABC):
 
     @abstractmethod
     def _refusal(self, error: Exception) -> ProviderError | None:
-        """The failure that an exception of the client library means; None where the server did not
-        answer."""
+        """What an exception of the client library means; None where the server did not answer."""
 
     async def complete(self, request: LLMRequest) -> LLMResponse:
         """The answer, from one attempt. Raises ProviderError for everything that is not a whole answer."""
@@ -97,19 +96,11 @@ class HttpProvider(ABC):
             problem = "empty", f"{self.speaker} answered without text"
         if problem is not None:
             kind, why = problem
-            raise ProviderError(
-                kind,
-                self._message(why),
-                retryable=kind == "empty",
-                prompt_tokens=reply.prompt_tokens,
-                output_tokens=reply.output_tokens,
-            )
+            used: Any = {"prompt_tokens": reply.prompt_tokens, "output_tokens": reply.output_tokens}
+            raise ProviderError(kind, self._message(why), retryable=kind == "empty", **used)
+        seconds = time.perf_counter() - started
         return LLMResponse(
-            text=reply.text,
-            model=reply.model or request.model,
-            prompt_tokens=reply.prompt_tokens,
-            output_tokens=reply.output_tokens,
-            latency_s=time.perf_counter() - started,
+            reply.text, reply.model or request.model, "stop", reply.prompt_tokens, reply.output_tokens, seconds
         )
 
     def fingerprint(self, request: LLMRequest) -> str | None:
@@ -168,22 +159,14 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
     `headers` must look names up without regard to case. A date is counted from the server's own
     clock where it sends one, since the two clocks may differ.
     """
-    if (wait := _seconds(headers.get("retry-after-ms", ""))) is not None:
-        return wait / 1000
-    value = headers.get("retry-after", "")
-    if (wait := _seconds(value)) is not None:
-        return wait
-    if (until := _date(value)) is None:
+    for name, per_second in (("retry-after-ms", 1000), ("retry-after", 1)):
+        with suppress(ValueError):
+            number = float(headers.get(name, ""))
+            if math.isfinite(number) and number >= 0:
+                return number / per_second
+    if (until := _date(headers.get("retry-after", ""))) is None:
         return None
     return max(0.0, (until - (_date(headers.get("date", "")) or datetime.now(UTC))).total_seconds())
-
-
-def _seconds(text: str) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) and number >= 0 else None
 
 
 def _date(text: str) -> datetime | None:

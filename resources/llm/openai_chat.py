@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from resources.llm.base import FailureKind, LLMRequest, ProviderError
 from resources.llm.http_errors import HttpProvider, Reply, rejected, retry_after_s, status_failure
@@ -35,26 +35,22 @@ _RESERVED = {
 }
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-
-class _Message(_Record):
+class _Message(BaseModel):
     content: str | None = None
     refusal: str | None = None
 
 
-class _Choice(_Record):
+class _Choice(BaseModel):
     message: _Message | None = None
     finish_reason: str | None = None
 
 
-class _Tokens(_Record):
+class _Tokens(BaseModel):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
 
 
-class _Completion(_Record):
+class _Completion(BaseModel):
     choices: tuple[_Choice, ...] | None  # must be there: an error with status 200 has none
     usage: _Tokens | None = None
     model: str | None = None
@@ -95,8 +91,7 @@ class OpenAIProvider(HttpProvider):
 
     async def _send(self, client: AsyncOpenAI, **parameters: Any) -> bytes:
         raw = await client.chat.completions.with_raw_response.create(**parameters)
-        body: bytes = raw.http_response.content
-        return body
+        return bytes(raw.http_response.content)
 
     def _read(self, body: str | bytes) -> Reply:
         completion = _Completion.model_validate_json(body)

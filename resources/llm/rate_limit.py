@@ -16,7 +16,7 @@ import math
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from resources.llm.base import Provider, ProviderError
@@ -171,17 +171,13 @@ class RateLimiter:
         return max(0.0, min((lane.paused_until for lane in self._open_lanes()), default=0.0) - self._clock())
 
     def restrict(self, limits: Limits) -> None:
-        """One more role uses this limiter. The largest concurrency and the strictest rates hold for
-        all."""
-        held = self._limits or limits
-        rpm, tpm = (
-            min((rate for rate in pair if rate is not None), default=None)
-            for pair in (
-                (held.requests_per_minute, limits.requests_per_minute),
-                (held.tokens_per_minute, limits.tokens_per_minute),
-            )
+        """One more role: the largest concurrency and the strictest rates hold for all."""
+        both = (self._limits or limits, limits)
+        self._limits = Limits(
+            max(each.max_concurrency for each in both),
+            min((rate for each in both if (rate := each.requests_per_minute)), default=None),
+            min((rate for each in both if (rate := each.tokens_per_minute)), default=None),
         )
-        self._limits = Limits(max(held.max_concurrency, limits.max_concurrency), rpm, tpm)
         self._serve()
 
     async def acquire(self, tokens: int, patience_s: float = math.inf) -> Slot:
@@ -189,9 +185,10 @@ class RateLimiter:
 
         Raises ProviderError where no lane is left, or where the provider asks to wait longer than `patience_s`.
         """
-        waiter = _Waiter(tokens, asyncio.get_running_loop().create_future(), patience_s)
-        self._waiting.append(waiter)
+        queue = self._waiting.append
         while True:
+            waiter = _Waiter(tokens, asyncio.get_running_loop().create_future(), patience_s)
+            queue(waiter)
             self._serve()
             try:
                 slot = await waiter.future
@@ -205,8 +202,7 @@ class RateLimiter:
                 return slot
             # Between the grant and now another call was refused: nothing is sent during a Retry-After.
             self._take_back(slot)
-            waiter = _Waiter(tokens, asyncio.get_running_loop().create_future(), patience_s)
-            self._waiting.appendleft(waiter)
+            queue = self._waiting.appendleft  # it keeps its turn
 
     def succeeded(self, slot: Slot, tokens_used: int) -> None:
         """The call was answered. `tokens_used` of 0 means that the provider reports none."""
@@ -300,7 +296,9 @@ class RateLimiter:
             for waiter in [w for w in self._waiting if rest_s > w.patience_s]:
                 self._waiting.remove(waiter)
                 if not waiter.future.done():
-                    waiter.future.set_exception(self._too_long(rest_s))
+                    why = f"the provider asks to wait {rest_s:.0f} s more, longer than patience_s"
+                    why += _said(self._open_lanes())
+                    waiter.future.set_exception(ProviderError("rate_limited", why, retryable=True))
         while self._waiting:
             waiter = self._waiting[0]
             if waiter.future.done():  # cancelled meanwhile
@@ -309,7 +307,11 @@ class RateLimiter:
             lanes = self._open_lanes()
             if not lanes:
                 self._waiting.popleft()
-                waiter.future.set_exception(self._no_lane())
+                provider = self.lanes[0].provider
+                where = f" at {provider.base_url}" if provider.base_url else ""
+                refused = "the only credential" if len(self.lanes) == 1 else f"all {len(self.lanes)} credentials"
+                why = f"{provider.name}{where} refuses {refused}{_said(self.lanes)}"
+                waiter.future.set_exception(ProviderError("rejected", why, retryable=False))
                 continue
             if self.in_flight >= self.limits.max_concurrency:
                 return
@@ -330,14 +332,6 @@ class RateLimiter:
             idlest = min(ready, key=lambda lane: (lane.in_flight, len(lane.window)))
             waiter.future.set_result(idlest.send(now, waiter.tokens))
 
-    def _too_long(self, rest_s: float) -> ProviderError:
-        said = next((f": {lane.refusal}" for lane in self._open_lanes() if lane.refusal), "")
-        why = f"the provider asks to wait {rest_s:.0f} s more, longer than patience_s{said}"
-        return ProviderError("rate_limited", why, retryable=True)
 
-    def _no_lane(self) -> ProviderError:
-        provider = self.lanes[0].provider
-        where = f" at {provider.base_url}" if provider.base_url else ""
-        refused = "the only credential" if len(self.lanes) == 1 else f"all {len(self.lanes)} credentials"
-        said = next((f": {lane.refusal}" for lane in self.lanes if lane.refusal), "")
-        return ProviderError("rejected", f"{provider.name}{where} refuses {refused}{said}", retryable=False)
+def _said(lanes: Iterable[Lane]) -> str:
+    return next((f": {lane.refusal}" for lane in lanes if lane.refusal), "")

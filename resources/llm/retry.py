@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from resources.llm.base import FailureKind, LLMFailure, LLMRequest, LLMResponse, LLMResult, ProviderError, Usage
 from resources.llm.budget import Budget, Reservation, estimate_tokens
@@ -74,12 +75,6 @@ class Sender:
         """US dollars, None where no price is known."""
         return self.price.cost(prompt_tokens, output_tokens) if self.price else None
 
-    def _paid(self, answer: LLMResponse) -> float | None:
-        """What an answer cost: None also where there is a price, and the provider does not say how many tokens."""
-        free = self.price is not None and self.price.cost(1, 1) == 0
-        known = free or answer.prompt_tokens + answer.output_tokens
-        return self.cost(answer.prompt_tokens, answer.output_tokens) if known else None
-
     async def send(self, request: LLMRequest, stopping: Callable[[], bool]) -> CallOutcome:
         """Sends a question, again where that can help; sends nothing more once `stopping()`."""
         retry = self.retry
@@ -108,7 +103,7 @@ class Sender:
                 break
             usage += Usage(retries=1) if usage.calls else Usage(calls=1)
             try:
-                answer = await self._attempt(slot, request, reservation, estimate or 0.0)
+                answer, cost = await self._attempt(slot, request, reservation, estimate or 0.0)
             except ProviderError as error:
                 usage += self._lost(error, estimate or 0.0)
                 slot.lane.refusal = str(error)
@@ -127,7 +122,6 @@ class Sender:
                     why = f"{error} ({failed} attempts)" if failed > 1 else str(error)
                     return unanswered(error.kind, why, error.retryable)
             else:
-                cost = self._paid(answer)
                 usage += Usage(
                     prompt_tokens=answer.prompt_tokens, output_tokens=answer.output_tokens, cost_usd=cost or 0.0
                 )
@@ -136,8 +130,10 @@ class Sender:
             await asyncio.sleep(pause * _jitter.uniform(0.5, 1.0))
         return unanswered("unavailable", "not sent: the run was interrupted", True, own=True)
 
-    async def _attempt(self, slot: Slot, request: LLMRequest, reservation: Reservation, estimate: float) -> LLMResponse:
-        """One call, its end told to limiter and budget. Raises ProviderError."""
+    async def _attempt(
+        self, slot: Slot, request: LLMRequest, reservation: Reservation, estimate: float
+    ) -> tuple[LLMResponse, float | None]:
+        """One call, its end told to limiter and budget; and what it cost. Raises ProviderError."""
         seconds = self.retry.timeout_s
         started = time.perf_counter()
         try:
@@ -148,39 +144,36 @@ class Sender:
                 why = f"no answer within {seconds:g} s"
                 raise ProviderError("timeout", why, retryable=True, maybe_charged=True) from None
             if not answer.text.strip():
-                raise ProviderError(
-                    "empty",
-                    "the provider returned no text",
-                    retryable=True,
-                    prompt_tokens=answer.prompt_tokens,
-                    output_tokens=answer.output_tokens,
-                )
+                used: Any = {"prompt_tokens": answer.prompt_tokens, "output_tokens": answer.output_tokens}
+                raise ProviderError("empty", "the provider returned no text", retryable=True, **used)
         except ProviderError as error:
-            self._failed(slot, reservation, error, estimate)
+            lost = self._lost(error, estimate)
+            if lost.lost_calls:
+                reservation.settle(lost.lost_usd)
+            else:
+                reservation.refund()
+            if error.bad_key:
+                self.limiter.retire(slot)
+            elif error.kind == "rate_limited" and error.retryable:
+                self.limiter.rate_limited(slot, error.retry_after_s)
+            elif error.kind in ("timeout", "unavailable"):
+                self.limiter.overloaded(slot, error.retry_after_s)
+            else:
+                self.limiter.released(slot)
             raise
         except BaseException:
             self.limiter.released(slot)
             reservation.settle(estimate)
             raise
-        self.limiter.succeeded(slot, answer.prompt_tokens + answer.output_tokens)
-        paid = self._paid(answer)
-        reservation.settle(estimate if paid is None else paid)
-        return answer if answer.latency_s else replace(answer, latency_s=time.perf_counter() - started)
-
-    def _failed(self, slot: Slot, reservation: Reservation, error: ProviderError, estimate: float) -> None:
-        lost = self._lost(error, estimate)
-        if lost.lost_calls:
-            reservation.settle(lost.lost_usd)
-        else:
-            reservation.refund()
-        if error.bad_key:
-            self.limiter.retire(slot)
-        elif error.kind == "rate_limited" and error.retryable:
-            self.limiter.rate_limited(slot, error.retry_after_s)
-        elif error.kind in ("timeout", "unavailable"):
-            self.limiter.overloaded(slot, error.retry_after_s)
-        else:
-            self.limiter.released(slot)
+        tokens, free = (
+            answer.prompt_tokens + answer.output_tokens,
+            self.price is not None and self.price.cost(1, 1) == 0,
+        )
+        self.limiter.succeeded(slot, tokens)
+        # Where the provider does not say how many tokens, a price is of no use.
+        cost = self.cost(answer.prompt_tokens, answer.output_tokens) if tokens or free else None
+        reservation.settle(estimate if cost is None else cost)
+        return (answer if answer.latency_s else replace(answer, latency_s=time.perf_counter() - started)), cost
 
     def _lost(self, error: ProviderError, estimate: float) -> Usage:
         """What a failed call was charged, or may have been."""

@@ -28,8 +28,8 @@ import pyarrow as pa
 
 from resources.errors import ActError
 from resources.files import atomic_file, sync
-from resources.llm.memo.records import Answer, Stored, Use
-from resources.llm.memo.schema import ANSWERS, USES, migrate, schema_version, to_arrow
+from resources.llm.memo.records import Answer, Record, Stored, Use
+from resources.llm.memo.schema import SCHEMAS, migrate, schema_version, to_arrow, transaction
 from resources.llm.memo.segments import Archive
 
 LOG = logging.getLogger(__name__)
@@ -44,14 +44,8 @@ _DAMAGE = (
     duckdb.CatalogException,
 )
 _LOCKED = "lock on file"  # DuckDB's words for "another process has it open"
-_CIRCUMSTANCES = (
-    _LOCKED,
-    *map(
-        os.strerror,
-        (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EROFS, errno.ENOMEM),
-    ),
-)
-
+_OURS = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EROFS, errno.ENOMEM)
+_CIRCUMSTANCES = (_LOCKED, *map(os.strerror, _OURS))
 
 _LOOK_UP = """
     SELECT key, text, reported_model, prompt_tokens, output_tokens, latency_s, cost_usd, epoch_us(created_at) / 1e6
@@ -73,8 +67,9 @@ _FOLD = """
     CREATE TEMP TABLE added AS SELECT * FROM newest n WHERE NOT EXISTS (SELECT 1 FROM answers a WHERE a.key = n.key);
     INSERT INTO answers SELECT * FROM added;
     INSERT INTO history SELECT * FROM incoming i ANTI JOIN added USING (key, id);
+    DROP TABLE incoming; DROP TABLE newest; DROP TABLE replaced; DROP TABLE added;
 """
-_CLEAR = "DROP TABLE incoming; DROP TABLE newest; DROP TABLE replaced; DROP TABLE added;"
+_ADD_USES = "INSERT INTO uses SELECT DISTINCT ON (id) * FROM staged s ANTI JOIN uses USING (id)"
 
 
 class Database:
@@ -108,8 +103,7 @@ class Database:
         """The answers of those keys that have one."""
         if not keys:
             return {}
-        rows = self.query(_LOOK_UP, [list(keys)])
-        return {row[0]: Stored(*row) for row in rows}
+        return {row[0]: Stored(*row) for row in self.query(_LOOK_UP, [list(keys)])}
 
     def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """The rows of a read-only query; none where there is no database yet."""
@@ -129,30 +123,22 @@ class Database:
     def reading(self) -> Iterator[duckdb.DuckDBPyConnection | None]:
         """A read-only connection; None where there is no database yet. A damaged database is rebuilt first."""
         with self._mutex:
-            self._prepare()
+            # An older one is brought to the newest schema first, and a lost one rebuilt.
+            if not self._prepared if self.path.exists() else self.archive:
+                with self.writing():
+                    self._prepared = True
             try:
                 with self._locked(fcntl.LOCK_SH):
                     if not self.path.exists():
                         yield None
                         return
-                    connection = self._connect(read_only=True)
-                    try:
+                    with self._connect(read_only=True) as connection:
                         yield connection
-                    finally:
-                        connection.close()
             except duckdb.Error as error:
                 if not is_damage(error):
                     raise
                 self._repair(error)
                 raise Rebuilt from error
-
-    def _prepare(self) -> None:
-        """Before the database is read: brings an older one to the newest schema, and rebuilds a
-        lost one."""
-        if self._prepared if self.path.exists() else not self.archive:
-            return
-        with self.writing():
-            self._prepared = True
 
     # --- writing ---------------------------------------------------------------------------------------------
 
@@ -172,10 +158,11 @@ class Database:
         if not answers and not uses:
             return
         with self.writing(wait) as connection:
-            staged, used = to_arrow(answers, ANSWERS), to_arrow(uses, USES)
-            archived = [self.archive.add(kind, t) for kind, t in (("answers", staged), ("uses", used)) if t.num_rows]
+            rows: dict[str, Sequence[Record]] = {"answers": answers, "uses": uses}
+            tables = {kind: to_arrow(found, SCHEMAS[kind]) for kind, found in rows.items() if found}
+            archived = [self.archive.add(kind, table) for kind, table in tables.items()]
             try:
-                self.insert(connection, staged, used)
+                self.insert(connection, **tables)
                 connection.execute("CHECKPOINT")  # closing does so too, but keeps quiet where it fails
             except duckdb.Error as error:
                 connection.close()
@@ -188,22 +175,14 @@ class Database:
             self.changed()
             self.archive.merge_small()
 
-    def insert(self, connection: duckdb.DuckDBPyConnection, staged: pa.Table, used: pa.Table) -> None:
-        """Adds rows to the database alone, in one transaction."""
-        connection.execute("BEGIN")
-        try:
-            connection.register("staged", staged)
-            connection.execute(_FOLD)
-            connection.execute(_CLEAR)
-            connection.unregister("staged")
-            connection.register("used", used)
-            connection.execute("INSERT INTO uses SELECT DISTINCT ON (id) * FROM used u ANTI JOIN uses USING (id)")
-            connection.unregister("used")
-            connection.execute("COMMIT")
-        except BaseException:
-            with contextlib.suppress(duckdb.Error):  # a damaged database cannot even do that
-                connection.execute("ROLLBACK")
-            raise
+    def insert(self, connection: duckdb.DuckDBPyConnection, **tables: pa.Table) -> None:
+        """Adds rows (`answers`, `uses`) to the database alone, in one transaction."""
+        with transaction(connection):
+            for kind, statements in (("answers", _FOLD), ("uses", _ADD_USES)):
+                if kind in tables:
+                    connection.register("staged", tables[kind])
+                    connection.execute(statements)
+                    connection.unregister("staged")
 
     def changed(self) -> None:
         """Tells other processes to look again."""
@@ -265,8 +244,7 @@ class Database:
         return connection
 
     def fault(self) -> str:
-        """Why the database cannot be read in full; "" where it can, or where there is none. Changes
-        nothing."""
+        """Why the database cannot be read in full; "" where it can or is not there. Changes nothing."""
         with self._mutex, self._locked(fcntl.LOCK_SH):
             return self._fault() if self.path.exists() else ""
 
@@ -286,22 +264,6 @@ class Database:
             if self._fault():
                 self._rebuild(error)
 
-    def _set_aside(self, why: Exception | None) -> None:
-        stamp = f"damaged-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:4]}"
-        for path in (self.path, self.path.with_name(self.path.name + ".wal")):
-            if path.exists():
-                path.rename(path.with_name(f"{path.name}.{stamp}"))
-        sync(self.folder)
-        if why is None:
-            LOG.warning("the memo's database is gone; rebuilt from the archive")
-        else:
-            LOG.warning(
-                "the memo's database is damaged (%s); set aside as %s.%s and rebuilt from the archive",
-                str(why).splitlines()[0][:200],
-                self.path.name,
-                stamp,
-            )
-
     def _rebuild(self, why: Exception | None) -> None:
         """Rebuilds the database from the sound segments of the archive, and sets a damaged one
         aside (`why`; None where there is none any more); called under the exclusive lock.
@@ -310,33 +272,40 @@ class Database:
         cut off starts again.
         """
         beside = self.folder / "rebuilding.duckdb"
-        remains = (beside, beside.with_name(beside.name + ".wal"))
         try:
-            for left in remains:
-                left.unlink(missing_ok=True)
-            self._fill(beside)
+            for left in _files(beside):
+                left.unlink()
+            with connect(str(beside)) as connection:
+                migrate(connection, str(beside))
+                for kind in SCHEMAS:
+                    for table in self.archive.read(kind):
+                        self.insert(connection, **{kind: table})
         except BaseException:
-            for left in remains:
-                left.unlink(missing_ok=True)
+            for left in _files(beside):
+                left.unlink()
             raise
-        self._set_aside(why)
+        stamp = f"damaged-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:4]}"
+        for path in _files(self.path):
+            path.rename(path.with_name(f"{path.name}.{stamp}"))
+        sync(self.folder)
+        if why is None:
+            LOG.warning("the memo's database is gone; rebuilt from the archive")
+        else:
+            what = f"the memo's database is damaged ({str(why).splitlines()[0][:200]})"
+            LOG.warning("%s; set aside as %s.%s and rebuilt from the archive", what, self.path.name, stamp)
         beside.rename(self.path)
         self._private()
         sync(self.folder)
         self.changed()
 
-    def _fill(self, path: Path) -> None:
-        with connect(str(path)) as connection:
-            migrate(connection, str(path))
-            for table in self.archive.read("answers"):
-                self.insert(connection, table, USES.empty_table())
-            for table in self.archive.read("uses"):
-                self.insert(connection, ANSWERS.empty_table(), table)
-
     def _private(self) -> None:
-        for path in (self.path, self.path.with_name(self.path.name + ".wal")):
-            if path.exists():
-                path.chmod(0o600)
+        for path in _files(self.path):
+            path.chmod(0o600)
+
+
+def _files(database: Path) -> list[Path]:
+    """Those of DuckDB's two files of a database that exist."""
+    return [path for path in (database, database.with_name(database.name + ".wal")) if path.exists()]
 
 
 def connect(path: str = ":memory:", read_only: bool = False) -> duckdb.DuckDBPyConnection:

@@ -12,9 +12,12 @@ import os
 import re
 import time
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from difflib import SequenceMatcher
+from itertools import compress, count, zip_longest
+from operator import ne
 from pathlib import Path
 from typing import Any
 
@@ -55,25 +58,13 @@ class Explanation:
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON; a side that is absent is not there."""
-        near = self.nearest
-        names = ("key", "role", "model", "label", "asset")
+        near, names = self.nearest, ("key", "role", "model", "label", "asset")
         return {
-            "key": self.key,
-            "held": self.held,
-            "empty": self.empty,
+            **asdict(self),
             "nearest": {**{n: getattr(near, n) for n in names}, "created_at": utc(near.created_at)} if near else None,
-            "how": self.how,
             "similarity": round(self.similarity, 4),
-            "differences": [_plain(d) for d in self.differences],
-            "unsearched": self.unsearched,
+            "differences": [d.to_json() for d in self.differences],
         }
-
-
-def _plain(found: Difference) -> dict[str, Any]:
-    sides = {"asked": found.asked, "stored": found.stored}
-    present = {name: json.loads(value) for name, value in sides.items() if value is not None}
-    kind = "changed" if len(present) == 2 else f"only {next(iter(present))}"
-    return {"path": found.path, "kind": kind, **present, **({"diff": list(found.diff)} if found.diff else {})}
 
 
 def why_miss(memo: Memo, question: str, role: str = "", label: str = "") -> Explanation:
@@ -93,18 +84,19 @@ def why_miss(memo: Memo, question: str, role: str = "", label: str = "") -> Expl
         of_role = ("label = ? AND role = ?", [label, role]) if role else ("label = ? AND model = ?", [label, model])
         example = _rows(connection, *of_role) if label else []
         best, unsearched = _same_messages(connection, asked, example)
-        if best:
-            return Explanation(key, False, False, best, "same messages", 1.0, _differences(asked, best), unsearched)
-        how = "same example" if example else "similar messages"
-        related = example or _rows(connection, "model = ? OR role = ?", [model, role])
-        alike, best = _most_similar(asked, related or _rows(connection, "true", []))
-        return Explanation(key, False, False, best, how, alike, _differences(asked, best), unsearched)
+        how, alike = "same messages", 1.0
+        if best is None:
+            how = "same example" if example else "similar messages"
+            related = example or _rows(connection, "model = ? OR role = ?", [model, role])
+            scored = [
+                (similarity(_text(asked), _text(json.loads(n.question))), n.created_at, n)
+                for n in related or _rows(connection, "true", [])
+            ]
+            alike, _, best = max(scored, key=lambda s: s[:2])  # the newest of several
+        found = differences(asked, json.loads(best.question))
+        return Explanation(key, False, False, best, how, alike, found, unsearched)
 
     return consult(memo, ask)
-
-
-def _differences(asked: Mapping[str, Any], stored: Answer) -> tuple[Difference, ...]:
-    return differences(asked, json.loads(stored.question))
 
 
 def _rows(
@@ -140,31 +132,22 @@ def _same_messages(
     messages = asked.get("messages")
     if not messages:
         return None, 0
-
-    def best_of(rows: Iterable[Answer]) -> list[tuple[int, float, Answer]]:
-        """The one of them with the fewest differences, the newest of several; none where none has the messages."""
-        parsed = ((n, json.loads(n.question)) for n in rows)
-        ranked = [(len(differences(asked, q)), -n.created_at, n) for n, q in parsed if q.get("messages") == messages]
-        return [min(ranked, key=lambda r: r[:2])] if ranked else []
-
     text = f'"messages":{canonical(messages)}'
-    best = best_of([*example, *_rows(connection, "contains(question, ?)", [text], ["fresh"])])
+    rows = [*example, *_rows(connection, "contains(question, ?)", [text], ["fresh"])]
     (last,) = connection.execute("SELECT coalesce(max(rowid), -1) FROM answers").fetchall()[0]
     deadline = time.monotonic() + SEARCH_S
-    while last >= 0 and time.monotonic() < deadline and not (best and best[0][0] == 1):
+    best: tuple[int, float, Answer] | None = None
+    while True:
+        for row in rows:
+            question = json.loads(row.question)
+            if question.get("messages") == messages:
+                ranked = (len(differences(asked, question)), -row.created_at, row)
+                best = min(best or ranked, ranked, key=lambda r: r[:2])  # of several the newest
+        if last < 0 or time.monotonic() >= deadline or (best and best[0] == 1):
+            return (best[2], 0) if best else (None, max(0, last + 1))
         condition = "rowid BETWEEN ? AND ? AND contains(question, ?)"
         rows = _rows(connection, condition, [last - SCAN_ROWS + 1, last, text], ["answers"])
-        best = best_of([*(n for _, _, n in best), *rows])
         last -= SCAN_ROWS
-    return (best[0][2], 0) if best else (None, max(0, last + 1))
-
-
-def _most_similar(asked: Mapping[str, Any], candidates: Sequence[Answer]) -> tuple[float, Answer]:
-    """The candidate whose messages are most alike, the newest of several."""
-    text = _text(asked)
-    scored = [(similarity(text, _text(json.loads(n.question))), n.created_at, n) for n in candidates]
-    alike, _, best = max(scored, key=lambda s: s[:2])
-    return alike, best
 
 
 def _text(question: Mapping[str, Any]) -> str:
@@ -202,6 +185,13 @@ class Difference:
     stored: str | None
     diff: tuple[str, ...] = ()
 
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON; a side that is absent is not there."""
+        sides = {"asked": self.asked, "stored": self.stored}
+        present = {name: json.loads(value) for name, value in sides.items() if value is not None}
+        kind = "changed" if len(present) == 2 else f"only {next(iter(present))}"
+        return {"path": self.path, "kind": kind, **present, **({"diff": list(self.diff)} if self.diff else {})}
+
 
 def differences(asked: Mapping[str, Any], stored: Mapping[str, Any]) -> tuple[Difference, ...]:
     """The fields that differ: two values whose JSON is not the same text, 0 and 0.0 among them."""
@@ -220,11 +210,11 @@ def differences(asked: Mapping[str, Any], stored: Mapping[str, Any]) -> tuple[Di
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
     """The values that hold no others, with their paths; a list is one value, but messages are looked into."""
     inner: Any = None
-    if isinstance(value, Mapping) and value:
+    if isinstance(value, Mapping):
         inner = value.items()
-    elif isinstance(value, list) and path == "messages" and value:
+    elif isinstance(value, list) and path == "messages":
         inner = enumerate(value)
-    if inner is None:
+    if not value or inner is None:
         yield path, value
         return
     for name, part in inner:
@@ -235,12 +225,8 @@ def text_diff(old: str, new: str) -> tuple[str, ...]:
     """The lines that differ, `-` old and `+` new, cut to a readable size; long lines around their first difference."""
     alike = unicodedata.normalize("NFC", old) == unicodedata.normalize("NFC", new)  # one would see no difference
     before, after = old.split("\n"), new.split("\n")
-    same = 0
-    while same < min(len(before), len(after)) and before[same] == after[same]:
-        same += 1
-    end = 0
-    while end < min(len(before), len(after)) - same and before[-1 - end] == after[-1 - end]:
-        end += 1
+    same = _common(before, after)
+    end = _common(before[same:][::-1], after[same:][::-1])
     changed, into = before[same : len(before) - end], after[same : len(after) - end]
     shown = [f"@@ line {same + 1} @@"]
     matcher = SequenceMatcher(None, changed[:COMPARED_LINES], into[:COMPARED_LINES], autojunk=False)
@@ -248,10 +234,10 @@ def text_diff(old: str, new: str) -> tuple[str, ...]:
         if what == "equal":
             shown += [f"  {_window(line, 0, alike)}" for line in changed[i1:i2]] if i2 - i1 < 3 else ["  ..."]
             continue
-        ones, others = changed[i1:i2], into[j1:j2]
-        starts = [_common(a, b) for a, b in zip(ones, others, strict=False)]
-        shown += [f"- {_window(line, starts[n] if n < len(starts) else 0, alike)}" for n, line in enumerate(ones)]
-        shown += [f"+ {_window(line, starts[n] if n < len(starts) else 0, alike)}" for n, line in enumerate(others)]
+        sides = (("-", changed[i1:i2], into[j1:j2]), ("+", into[j1:j2], changed[i1:i2]))
+        for sign, lines, opposite in sides:
+            pairs = zip_longest(lines, opposite[: len(lines)], fillvalue="")
+            shown += [f"{sign} {_window(line, _common(line, other), alike)}" for line, other in pairs]
     more = len(shown) - 1 - LINES
     return tuple(shown[: LINES + 1] + ([f"... {more} more lines"] if more > 0 else []))
 
@@ -285,16 +271,9 @@ def similarity(one: str, other: str) -> float:
     return (2 * (start + end) + middle * (len(left) + len(right))) / (len(one) + len(other))
 
 
-def _common(one: str, other: str) -> int:
-    """How many characters both begin with."""
-    low, high = 0, min(len(one), len(other))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if one[low:middle] == other[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+def _common(one: Sequence[str], other: Sequence[str]) -> int:
+    """How many characters, or lines, both begin with."""
+    return next(compress(count(), map(ne, one, other)), min(len(one), len(other)))
 
 
 # --- what was missed ---------------------------------------------------------------------------------------------
@@ -346,15 +325,11 @@ def find_miss(folder: Path, key_prefix: str) -> Miss | None:
             content = stream.read()
     except FileNotFoundError:
         return None
-    found = {m.key: m for m in map(_miss, content.splitlines()[-KEPT:]) if m and m.key.startswith(wanted)}
+    found: dict[str, Miss] = {}
+    for line in content.splitlines()[-KEPT:]:
+        with suppress(ValueError, TypeError, KeyError):  # a damaged line
+            raw = json.loads(line)
+            key, question, role, label = (str(raw[name]) for name in ("key", "question", "role", "label"))
+            if key.startswith(wanted):
+                found[key] = Miss(key, question, role, label, float(raw["at"]))
     return found[the_one(sorted(found), key_prefix, "")] if found else None
-
-
-def _miss(line: bytes) -> Miss | None:
-    """The miss of a line; None for a damaged one."""
-    try:
-        raw = json.loads(line)
-        key, question, role, label = (str(raw[name]) for name in ("key", "question", "role", "label"))
-        return Miss(key, question, role, label, float(raw["at"]))
-    except (ValueError, TypeError, KeyError):
-        return None

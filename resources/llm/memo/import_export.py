@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,19 +48,18 @@ def export(memo: Memo, path: Path, filters: Filters, history: bool = False) -> E
     """
     if path.suffix not in (".parquet", ".jsonl"):
         raise ActError(f"cannot export to {path.name}", where=str(path), todo="end the name with .parquet or .jsonl")
-    sources = ["current_answers", *(["past_answers"] if history else [])]
 
     def ask(connection: duckdb.DuckDBPyConnection) -> Exported:
-        counts = [0, 0]
+        counts = {"current_answers": 0, "past_answers": 0}
 
         def tables() -> Iterator[pa.Table]:
-            for number, source in enumerate(sources):
+            for source in counts if history else ["current_answers"]:
                 for table in portions(connection, source, filters):
-                    counts[number] += table.num_rows
+                    counts[source] += table.num_rows
                     yield table
 
         write_answers(path, tables())
-        return Exported(counts[0], counts[1], path.stat().st_size)
+        return Exported(counts["current_answers"], counts["past_answers"], path.stat().st_size)
 
     return consult(memo, ask)
 
@@ -99,12 +98,11 @@ def import_(memo: Memo, path: Path) -> Imported:
     Rows that are not sound are left out and counted. Raises ActError for a file that is not of
     answers, or of which the rest cannot be read; what came before is kept.
     """
-    readers = {".parquet": _parquet_rows, ".jsonl": _jsonl_rows}
-    if path.suffix not in readers:
+    if path.suffix not in (".parquet", ".jsonl"):
         raise ActError(f"cannot import {path.name}", where=str(path), todo="give a .parquet or .jsonl file")
     rejected: list[str] = []
     counts = {"added": 0, "present": 0, "to_history": 0}
-    for batch in _batches(readers[path.suffix](path), rejected):
+    for batch in _batches(_rows(path), rejected):
         new = {(a.key, a.id) for a in batch}
         before = _there(memo, new, "SELECT key, id FROM answers UNION ALL SELECT key, id FROM history")
         memo.database.fold(batch, [])
@@ -122,12 +120,11 @@ def _batches(rows: Iterator[tuple[str, Any]], rejected: list[str]) -> Iterator[l
     try:
         for where, row in rows:
             try:
-                answer = sound(row)
+                batch.append(sound(row))
             except (ValueError, RecursionError) as error:
                 rejected.append(f"{where}: {error}" if len(rejected) < NAMED else "")
                 continue
-            batch.append(answer)
-            size += len(answer.question) + len(answer.text)
+            size += len(batch[-1].question) + len(batch[-1].text)
             if len(batch) >= BATCH_ROWS or size >= BATCH_BYTES:
                 yield batch
                 batch, size = [], 0
@@ -145,18 +142,13 @@ def _there(memo: Memo, wanted: set[tuple[str, str]], rows: str) -> set[tuple[str
     return {(key, id_) for key, id_ in memo.database.query(sql, [[k for k, _ in pairs], [i for _, i in pairs]])}
 
 
-def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
+def _rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Where each row is, and the row: a line of JSON, a mapping, or why it cannot be read."""
     try:
-        with path.open("rb") as stream:
-            for number, line in enumerate(stream, start=1):
-                if line.strip():
-                    yield f"line {number}", line
-    except OSError as error:
-        raise _cannot_be_read(path, error) from error
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
+        if path.suffix == ".jsonl":
+            with path.open("rb") as stream:
+                yield from ((f"line {n}", line) for n, line in enumerate(stream, start=1) if line.strip())
+            return
         names = set(pq.read_schema(path).names)
         found = batches(path, ANSWERS)
         if wrong := ", ".join(sorted(names ^ set(ANSWERS.names))):
@@ -170,11 +162,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
             for number, row, at in zip(numbers, table.drop(["created_at"]).to_pylist(), created, strict=True):
                 yield f"row {number}", {"kind": "answer", **row, "created_at": at}
     except (OSError, pa.ArrowException) as error:
-        raise _cannot_be_read(path, error) from error
-
-
-def _cannot_be_read(path: Path, error: Exception) -> ActError:
-    return ActError(f"a file of answers cannot be read: {error}", where=str(path), todo=EXPORT_AGAIN)
+        raise ActError(f"a file of answers cannot be read: {error}", where=str(path), todo=EXPORT_AGAIN) from error
 
 
 def sound(row: Any) -> Answer:
@@ -188,29 +176,18 @@ def sound(row: Any) -> Answer:
     answer = from_json(row)
     if not isinstance(answer, Answer):
         raise ValueError("a record of hits and failures, not an answer")
-    for f in fields(Answer):
-        _check_value(f.name, getattr(answer, f.name))
+    for name, value in asdict(answer).items():  # what the database cannot hold, and what cannot be true
+        if isinstance(value, str):
+            try:
+                value.encode("utf-8")
+            except UnicodeEncodeError:
+                raise ValueError(f"{name} has a lone surrogate") from None
+        elif value is not None and not 0 <= value <= LARGEST:
+            raise ValueError(f"{name} is {value}")
     if answer.created_at > time.time() + CLOCKS_S:
         raise ValueError("created in the future")
     if answer.finish_reason != "stop":
         raise ValueError(f"not a whole answer: finish_reason is {answer.finish_reason}")
-    _check_question(answer)
-    return answer
-
-
-def _check_value(name: str, value: str | float | None) -> None:
-    """Raises ValueError for what the database cannot hold and for what cannot be true."""
-    if isinstance(value, str):
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError:
-            raise ValueError(f"{name} has a lone surrogate") from None
-    elif value is not None and not 0 <= value <= LARGEST:
-        raise ValueError(f"{name} is {value}")
-
-
-def _check_question(answer: Answer) -> None:
-    """Raises ValueError where the question is not the one of the key, or not that of the columns."""
     if not answer.question.isascii() or key_of(answer.question) != answer.key:
         raise ValueError("the key is not that of the question")
     question = json.loads(answer.question)
@@ -222,6 +199,7 @@ def _check_question(answer: Answer) -> None:
             asked = storable(asked)
         if asked != stated:
             raise ValueError(f"{name} is {stated!r}, in the question {asked!r}")
+    return answer
 
 
 def _no_number(text: str) -> None:

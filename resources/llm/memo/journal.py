@@ -164,6 +164,11 @@ def finished(paths: Iterable[Path]) -> Iterator[list[Path]]:
         yield free
 
 
+def newest(*found: Stored | None) -> Stored | None:
+    """The newest of several answers to one question; None where there is none."""
+    return max((s for s in found if s), key=lambda s: s.created_at, default=None)
+
+
 class OtherJournals:
     """What has been answered and is not folded yet, in the journals of all processes but one's own.
 
@@ -177,11 +182,11 @@ class OtherJournals:
         self._open: dict[str, _OpenJournal] = {}
         self._listed_at = -1  # the folder's time stamp (ns) when it was listed, where that can be trusted
 
-    def refresh(self, own: str | None) -> None:
-        """Looks for new journals, new lines and journals that are gone; `own` is the name of this process's."""
+    def refresh(self, own: Path | None) -> None:
+        """Looks for new journals, new lines and journals that are gone; `own` is this process's."""
         now, changed_at = time.time(), self.folder.stat().st_mtime_ns
         if changed_at != self._listed_at:
-            names = {n for n in os.listdir(self.folder) if n.endswith(SUFFIX) and n != own}
+            names = {n for n in os.listdir(self.folder) if n.endswith(SUFFIX) and (not own or n != own.name)}
             for gone in self._open.keys() - names:
                 self._open.pop(gone).close()
             for new in names - self._open.keys():
@@ -199,8 +204,7 @@ class OtherJournals:
 
     def get(self, key: str) -> Stored | None:
         """The newest unfolded answer of a key."""
-        found = [s for journal in self._open.values() if (s := journal.get(key)) is not None]
-        return max(found, key=lambda s: s.created_at, default=None)
+        return newest(*(journal.get(key) for journal in self._open.values()))
 
 
 class _OpenJournal:
@@ -213,9 +217,8 @@ class _OpenJournal:
 
     def read(self) -> None:
         size = os.fstat(self._descriptor).st_size
-        if size == self._offset:
-            return
-        if not self._scan(size) and self._offset:  # its disk was full: cut back since, and perhaps written over
+        # Where it does not look like a journal, its disk was full: cut back since, and perhaps written over.
+        if size != self._offset and not self._scan(size) and self._offset:
             self._offset, self._places = 0, {}
             self._scan(size)
 

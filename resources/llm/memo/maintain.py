@@ -21,7 +21,7 @@ from resources.llm.memo.journal import finished, journals, read_journal
 from resources.llm.memo.memo import Memo, memo_at
 from resources.llm.memo.records import USE_FIELDS, Record, Use
 from resources.llm.memo.report import COLUMNS, Filters, consult, portions
-from resources.llm.memo.schema import ANSWERS, MIGRATIONS, SCHEMAS, USES, schema_version
+from resources.llm.memo.schema import MIGRATIONS, SCHEMAS, USES, schema_version, transaction
 from resources.llm.memo.segments import first_line, readable
 
 NAMED = 10  # rows of a kind that are listed
@@ -111,9 +111,7 @@ def fold_unknown(connection: duckdb.DuckDBPyConnection, database: Database, foun
             ).to_arrow_table()
             connection.unregister("batch")
             if unknown.num_rows:
-                rows = {"answers": ANSWERS.empty_table(), "uses": USES.empty_table()}
-                rows[kind] = unknown.cast(SCHEMAS[kind])
-                database.insert(connection, rows["answers"], rows["uses"])
+                database.insert(connection, **{kind: unknown.cast(SCHEMAS[kind])})
                 added += unknown.num_rows
     return added
 
@@ -207,18 +205,12 @@ def _delete(database: Database, filters: Filters, history_only: bool) -> Pruned:
             found = _matching(connection, filters, history_only)
             if not found.answers + found.history:
                 return found
-            connection.execute("BEGIN")
-            try:
+            with transaction(connection):
                 for table in ("history",) if history_only else ("history", "answers"):
                     connection.execute(f"DELETE FROM {table} WHERE {condition}", parameters)  # noqa: S608 (ours)
                 connection.execute(_RESTORE)
                 restored = connection.execute("SELECT count(*) FROM restored").fetchall()[0][0]
                 rewrite(connection, database, seen)  # first: no row to keep is ever in one place alone
-                connection.execute("COMMIT")
-            except BaseException:
-                with contextlib.suppress(duckdb.Error):
-                    connection.execute("ROLLBACK")
-                raise
             connection.execute("CHECKPOINT")
             database.changed()
             return replace(found, restored=restored)
@@ -278,7 +270,18 @@ def verify(folder: Path, repair: bool = False) -> Verdict:
     """
     done = _repair(memo_at(folder)) if repair else []
     database, problems, notes = Database(folder), list[str](), list[str]()
-    unfolded, number = _check_journals(folder / "journal", problems, notes)
+    paths, unfolded = journals(folder / "journal"), list[Record]()
+    for path in paths:
+        with finished([path]) as over:
+            try:
+                records, _, damage = read_journal(path)
+            except FileNotFoundError:  # folded meanwhile
+                continue
+        unfolded += records
+        problems += [f"journal {d}" for d in damage if not d.torn]
+        notes += [f"journal {d}" for d in damage if d.torn and over]  # else it is being written
+    if unfolded:
+        notes.append(f"{len(unfolded)} records are in journals and not yet in the database")
     for path in set_aside(folder):
         where = f"{path.relative_to(folder)} ({path.stat().st_size} bytes)"
         lines = [d for d in read_journal(path)[2] if not d.torn] if path.parent == folder / "journal" else []
@@ -291,24 +294,7 @@ def verify(folder: Path, repair: bool = False) -> Verdict:
             notes.append(f"{where}: set aside as damaged; delete it when nothing is missed")
     answers, history = _check_database(database, unfolded, problems)
     segments = sum(len(database.archive.segments(kind)) for kind in SCHEMAS)
-    return Verdict(tuple(problems), tuple(notes), tuple(done), answers, history, segments, number)
-
-
-def _check_journals(folder: Path, problems: list[str], notes: list[str]) -> tuple[list[Record], int]:
-    """The records that are not folded yet, and how many journals there are."""
-    paths, unfolded = journals(folder), list[Record]()
-    for path in paths:
-        with finished([path]) as over:
-            try:
-                records, _, damage = read_journal(path)
-            except FileNotFoundError:  # folded meanwhile
-                continue
-        unfolded += records
-        problems += [f"journal {d}" for d in damage if not d.torn]
-        notes += [f"journal {d}" for d in damage if d.torn and over]  # else it is being written
-    if unfolded:
-        notes.append(f"{len(unfolded)} records are in journals and not yet in the database")
-    return unfolded, len(paths)
+    return Verdict(tuple(problems), tuple(notes), tuple(done), answers, history, segments, len(paths))
 
 
 def _check_database(database: Database, unfolded: Sequence[Record], problems: list[str]) -> tuple[int, int]:
@@ -327,42 +313,36 @@ def _check_database(database: Database, unfolded: Sequence[Record], problems: li
         return 0, 0
     try:
         with database.reading() as connection:
-            return _check_tables(connection, database, unfolded, problems) if connection else (0, 0)
+            if connection is None:
+                return 0, 0
+            if (version := schema_version(connection)) != len(MIGRATIONS):
+                problems.append(f"the database has schema {version}, not {len(MIGRATIONS)}")
+            for what, source in (
+                ("in answers the key is not that of the question", "answers WHERE sha256(question) <> key"),
+                ("in history the key is not that of the question", "history WHERE sha256(question) <> key"),
+                ("in answers the key is there more than once", "answers GROUP BY key HAVING count(*) > 1"),
+            ):
+                sql = f"SELECT key, count(*) OVER () FROM {source} ORDER BY key LIMIT {NAMED}"  # noqa: S608 (ours)
+                if rows := connection.execute(sql).fetchall():
+                    named = ", ".join(key[:16] for key, _ in rows)
+                    problems.append(f"{what}: {rows[0][1]} rows ({named}): act memo prune --key removes one")
+            for kind in SCHEMAS:
+                found = survey(connection, database, kind, unfolded)
+                problems += [_unreadable(path, why) for path, why in found.damaged]
+                for number, what in (
+                    (found.unarchived, f"{kind} of the database are not in the archive"),
+                    (found.unknown, f"{kind} of the archive are not in the database"),
+                    (found.differ, f"{kind} are not the same in the archive as in the database"),
+                ):
+                    if number:
+                        problems.append(f"{number} {what}: --repair fixes it")
+            count = "SELECT (SELECT count(*) FROM answers), (SELECT count(*) FROM history)"
+            return connection.execute(count).fetchall()[0]
     except ActError as error:  # a newer schema
         problems.append(str(error))
     except Rebuilt as error:
         problems.append(f"the database could not be read and was rebuilt: {error.__cause__}")
     return 0, 0
-
-
-def _check_tables(
-    connection: duckdb.DuckDBPyConnection, database: Database, unfolded: Sequence[Record], problems: list[str]
-) -> tuple[int, int]:
-    if (version := schema_version(connection)) != len(MIGRATIONS):
-        problems.append(f"the database has schema {version}, not {len(MIGRATIONS)}")
-    for what, source in (
-        ("in answers the key is not that of the question", "answers WHERE sha256(question) <> key"),
-        ("in history the key is not that of the question", "history WHERE sha256(question) <> key"),
-        ("in answers the key is there more than once", "answers GROUP BY key HAVING count(*) > 1"),
-    ):
-        rows = connection.execute(
-            f"SELECT key, count(*) OVER () FROM {source} ORDER BY key LIMIT {NAMED}"  # noqa: S608 (ours)
-        ).fetchall()
-        if rows:
-            named = ", ".join(key[:16] for key, _ in rows)
-            problems.append(f"{what}: {rows[0][1]} rows ({named}): act memo prune --key removes one")
-    for kind in SCHEMAS:
-        found = survey(connection, database, kind, unfolded)
-        problems += [_unreadable(path, why) for path, why in found.damaged]
-        for number, what in (
-            (found.unarchived, f"{kind} of the database are not in the archive"),
-            (found.unknown, f"{kind} of the archive are not in the database"),
-            (found.differ, f"{kind} are not the same in the archive as in the database"),
-        ):
-            if number:
-                problems.append(f"{number} {what}: --repair fixes it")
-    counts = connection.execute("SELECT (SELECT count(*) FROM answers), (SELECT count(*) FROM history)").fetchall()
-    return counts[0]
 
 
 def _unreadable(path: Path, why: str) -> str:

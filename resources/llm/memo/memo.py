@@ -21,7 +21,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from resources.llm.memo.database import Busy, Database
-from resources.llm.memo.journal import Journal, OtherJournals, finished, journals, read_journal, records_in, to_line
+from resources.llm.memo.journal import (
+    Journal,
+    OtherJournals,
+    finished,
+    journals,
+    newest,
+    read_journal,
+    records_in,
+    to_line,
+)
 from resources.llm.memo.key_locks import KeyLocks
 from resources.llm.memo.records import Answer, Record, Stored, Use
 
@@ -64,29 +73,22 @@ class Memo:
         wanted = list(dict.fromkeys(keys))
         while True:
             with self._mutex:
-                self._read_journals()
+                self._others.refresh(self._journal.path)
                 generation = self.database.generation()
             folded = self.database.look_up(wanted)  # without the mutex: it may wait for another process
             with self._mutex:
-                self._read_journals()  # one of this process may have ended meanwhile
+                self._others.refresh(self._journal.path)  # one of this process may have ended meanwhile
                 if self.database.generation() != generation:
                     continue  # a journal may have been folded meanwhile
-                newest = {key: self._newest(key, folded) for key in wanted}
-            return Found({k: s for k, s in newest.items() if s and s.created_at >= not_before}, generation)
+                own, others = self._own, self._others
+                found = {key: newest(own.get(key), others.get(key), folded.get(key)) for key in wanted}
+            return Found({k: s for k, s in found.items() if s and s.created_at >= not_before}, generation)
 
     def unfolded(self, key: str) -> Stored | None:
         """The newest answer of a key that is in a journal."""
         with self._mutex:
-            self._read_journals()
-            return self._newest(key, {})
-
-    def _newest(self, key: str, folded: dict[str, Stored]) -> Stored | None:
-        places = (self._own.get(key), self._others.get(key), folded.get(key))
-        return max((s for s in places if s), key=_created_at, default=None)
-
-    def _read_journals(self) -> None:
-        """Sees what other processes have written since the last time."""
-        self._others.refresh(self._journal.path.name if self._journal.path else None)
+            self._others.refresh(self._journal.path)
+            return newest(self._own.get(key), self._others.get(key))
 
     def spent(self, budget: str) -> tuple[float, int]:
         """Dollars and calls paid under a budget so far, by any process; calls that failed after payment included."""
@@ -130,15 +132,12 @@ class Memo:
         try:
             while self._pending:
                 batch, self._pending = self._pending, []
-                failed: Exception | None = None
-                try:
-                    await loop.run_in_executor(self._writer, self.append, [record for record, _ in batch])
-                except Exception as error:
-                    failed = error
+                written = loop.run_in_executor(self._writer, self.append, [record for record, _ in batch])
+                await asyncio.wait([written])
                 for _, done in batch:
                     if done.done():  # whoever waited has gone away
                         continue
-                    if failed:
+                    if failed := written.exception():
                         done.set_exception(failed)
                     else:
                         done.set_result(None)
@@ -203,8 +202,7 @@ class Memo:
 
 
 class Watch:
-    """Some questions: what was `found` of them, and what any process has been answered since. Safe
-    for threads."""
+    """Some questions: what was `found`, and what has been answered since. Safe for threads."""
 
     def __init__(self, memo: Memo, keys: Iterable[str], not_before: float = 0.0) -> None:
         self.memo, self._not_before = memo, not_before
@@ -220,8 +218,8 @@ class Watch:
         while True:
             unfolded = self.memo.unfolded(key)  # before the generation: what is folded now is noticed there
             if not self.stale():
-                both = (unfolded, self._late.get(key))
-                return max((s for s in both if s and s.created_at >= self._not_before), key=_created_at, default=None)
+                found = newest(unfolded, self._late.get(key))
+                return found if found and found.created_at >= self._not_before else None
             with self._mutex:
                 if self.stale():
                     self._late, self._generation = self.memo.look_up(self._missing, self._not_before)
@@ -229,10 +227,6 @@ class Watch:
     def stale(self) -> bool:
         """Whether the database has changed since it was last asked."""
         return self.memo.database.generation() != self._generation
-
-
-def _created_at(stored: Stored) -> float:
-    return stored.created_at
 
 
 _memos: dict[tuple[int, Path], Memo] = {}

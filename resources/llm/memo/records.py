@@ -210,31 +210,25 @@ def storable(value: Any) -> Any:
 
 def to_json(record: Record) -> dict[str, Any]:
     """A record as a JSON object; `kind` tells which."""
-    kind = "answer" if isinstance(record, Answer) else "use"
-    return {"kind": kind, **{name: storable(getattr(record, name)) for name in _FIELDS[kind]}}
+    kind, names = ("answer", ANSWER_FIELDS) if isinstance(record, Answer) else ("use", USE_FIELDS)
+    return {"kind": kind, **{name: storable(getattr(record, name)) for name in names}}
 
 
 def from_json(raw: Mapping[str, Any]) -> Record:
     """The record of a JSON object. Raises ValueError naming what is missing, unknown or of a wrong type."""
-    kind = raw.get("kind")
-    if not isinstance(kind, str) or kind not in _FIELDS:
+    given = dict(raw)
+    kind = given.pop("kind", None)
+    if kind not in ("answer", "use"):
         raise ValueError(f"kind is {kind!r}, not answer or use")
-    given = {name: value for name, value in raw.items() if name != "kind"}
-    names = set(_FIELDS[kind])
-    if given.keys() != names:
-        raise ValueError(f"missing: {sorted(names - given.keys())}, unknown: {sorted(given.keys() - names)}")
-    for f in fields(_CLASSES[kind]):
-        value, declared = given[f.name], str(f.type)
-        if not isinstance(value, _TYPES[declared]) or isinstance(value, bool):
-            raise ValueError(f"{f.name} is a {type(value).__name__}, not {declared}")
-    return _CLASSES[kind](**given)
+    made: type[Answer] | type[Use] = Answer if kind == "answer" else Use
+    types = {f.name: str(f.type) for f in fields(made)}
+    if given.keys() != types.keys():
+        missing, unknown = sorted(types.keys() - given.keys()), sorted(given.keys() - types.keys())
+        raise ValueError(f"missing: {missing}, unknown: {unknown}")
+    for name, declared in types.items():
+        if not isinstance(value := given[name], _TYPES[declared]) or isinstance(value, bool):
+            raise ValueError(f"{name} is a {type(value).__name__}, not {declared}")
+    return made(**given)
 
 
-_CLASSES: dict[str, type[Answer] | type[Use]] = {"answer": Answer, "use": Use}
-_FIELDS = {"answer": ANSWER_FIELDS, "use": USE_FIELDS}
-_TYPES: dict[str, tuple[type, ...]] = {
-    "str": (str,),
-    "int": (int,),
-    "float": (float, int),
-    "float | None": (float, int, type(None)),
-}
+_TYPES: dict[str, Any] = {"str": str, "int": int, "float": float | int, "float | None": float | int | None}

@@ -63,18 +63,15 @@ def consult(memo: Memo, ask: Callable[[duckdb.DuckDBPyConnection], T]) -> T:
     """
     unfolded = records_in(memo.journal_folder)  # before the database: what is folded meanwhile is in both, not in none
 
-    def define(connection: duckdb.DuckDBPyConnection) -> T:
+    def work(connection: duckdb.DuckDBPyConnection | None) -> T:
+        if connection is None:
+            with connect() as empty:
+                migrate(empty, str(memo.database.path))
+                return work(empty)
         connection.register("unfolded_answers", to_arrow([r for r in unfolded if isinstance(r, Answer)], ANSWERS))
         connection.register("unfolded_uses", to_arrow([r for r in unfolded if isinstance(r, Use)], USES))
         connection.execute(_VIEWS)
         return ask(connection)
-
-    def work(connection: duckdb.DuckDBPyConnection | None) -> T:
-        if connection is not None:
-            return define(connection)
-        with connect() as empty:
-            migrate(empty, str(memo.database.path))
-            return define(empty)
 
     return memo.database.ask(work)
 
@@ -153,11 +150,10 @@ def portions(connection: duckdb.DuckDBPyConnection, source: str, filters: Filter
 
 def key_in(connection: duckdb.DuckDBPyConnection, prefix: str) -> str:
     """The one key of the memo that begins so. Raises ActError where none or several do."""
-    wanted = checked_prefix(prefix)
     rows = connection.execute(
         "SELECT DISTINCT key FROM (SELECT key FROM current_answers UNION ALL SELECT key FROM past_answers) "
         "WHERE starts_with(key, ?) ORDER BY key LIMIT 5",
-        [wanted],
+        [checked_prefix(prefix)],
     ).fetchall()
     return the_one([row[0] for row in rows], prefix, "look at act memo stats; act memo why-miss explains a question")
 
@@ -211,6 +207,10 @@ class UsageGroup:
         asked = self.hits + self.answers
         return self.hits / asked if asked else None
 
+    def to_json(self) -> dict[str, Any]:
+        """The sums as plain JSON."""
+        return {**{k: v for k, v in asdict(self).items() if k != "of"}, "hit_rate": self.hit_rate}
+
 
 @dataclass(frozen=True, slots=True)
 class Stats:
@@ -231,8 +231,8 @@ class Stats:
         """As plain JSON; times are texts (UTC)."""
         return {
             "by": list(self.by),
-            "groups": [{**dict(zip(self.by, g.of, strict=True)), **_measures(g)} for g in self.groups],
-            "total": _measures(self.total),
+            "groups": [{**dict(zip(self.by, g.of, strict=True)), **g.to_json()} for g in self.groups],
+            "total": self.total.to_json(),
             "answers": self.answers,
             "history": self.history,
             "database_bytes": self.database_bytes,
@@ -240,10 +240,6 @@ class Stats:
             "oldest_answer": utc(self.oldest),
             "newest_answer": utc(self.newest),
         }
-
-
-def _measures(group: UsageGroup) -> dict[str, Any]:
-    return {**{k: v for k, v in asdict(group).items() if k != "of"}, "hit_rate": group.hit_rate}
 
 
 def grouping(text: str) -> tuple[str, ...]:
@@ -268,11 +264,11 @@ def stats(memo: Memo, by: Sequence[str] = ("model", "role")) -> Stats:
             FROM (SELECT created_at FROM current_answers UNION ALL SELECT created_at FROM past_answers)
             """
         ).fetchall()[0]
-        answers, history, unfolded, oldest, newest = counted
+        answers, history, *others = counted
         path = memo.database.path
         size = path.stat().st_size if path.exists() else 0
         total = _groups(connection, ()) or (UsageGroup(()),)
-        return Stats(names, _groups(connection, names), total[0], answers, history, size, unfolded, oldest, newest)
+        return Stats(names, _groups(connection, names), total[0], answers, history, size, *others)
 
     return consult(memo, ask)
 
@@ -316,18 +312,14 @@ def _groups(connection: duckdb.DuckDBPyConnection, names: Sequence[str]) -> tupl
 
 
 def show(memo: Memo, key_or_prefix: str) -> list[Answer]:
-    """The answer to one question, and the earlier ones, newest first. Raises ActError for a prefix
-    of no key, or of several."""
+    """The answer to one question, and the earlier ones, newest first. Raises ActError as `key_in`."""
 
     def ask(connection: duckdb.DuckDBPyConnection) -> list[Answer]:
         key = key_in(connection, key_or_prefix)
         found: list[Answer] = []
         for source in ("current_answers", "past_answers"):
-            rows = connection.sql(
-                f"SELECT {COLUMNS} FROM {source} WHERE key = ? ORDER BY created_at DESC, id DESC",  # noqa: S608 (ours)
-                params=[key],
-            )
-            found += answers_of(rows.to_arrow_table())
+            sql = f"SELECT {COLUMNS} FROM {source} WHERE key = ? ORDER BY created_at DESC, id DESC"  # noqa: S608 (ours)
+            found += answers_of(connection.sql(sql, params=[key]).to_arrow_table())
         return found
 
     return consult(memo, ask)

@@ -9,9 +9,9 @@ are as fast without (docs/benchmarks.md).
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import fields
-from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -57,24 +57,30 @@ def migrate(connection: duckdb.DuckDBPyConnection, where: str, migrations: Seque
             todo="upgrade this package, or point ACT_HOME to another folder; nothing was changed",
         )
     for number, statements in enumerate(migrations[version:], start=version + 1):
-        connection.execute("BEGIN")
-        try:
+        with transaction(connection):
             connection.execute("CREATE TABLE IF NOT EXISTS schema_version (version INTEGER NOT NULL)")
             connection.execute(statements)
             connection.execute("DELETE FROM schema_version")
             connection.execute("INSERT INTO schema_version VALUES (?)", [number])
-            connection.execute("COMMIT")
-        except BaseException:
+
+
+@contextmanager
+def transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    """What the block does to the database, all of it or nothing."""
+    connection.execute("BEGIN")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        with suppress(duckdb.Error):  # a damaged database cannot even do that
             connection.execute("ROLLBACK")
-            raise
+        raise
 
 
 def schema_version(connection: duckdb.DuckDBPyConnection) -> int:
     """The number of the last migration that a database has had; 0 for a new one."""
-    tables = connection.execute(
-        "SELECT count(*) FROM information_schema.tables WHERE table_name = 'schema_version'"
-    ).fetchall()
-    if tables[0][0] == 0:
+    tables = "SELECT 1 FROM information_schema.tables WHERE table_name = 'schema_version'"
+    if not connection.execute(tables).fetchall():
         return 0
     rows = connection.execute("SELECT coalesce(max(version), 0) FROM schema_version").fetchall()
     return int(rows[0][0])
@@ -106,11 +112,5 @@ def to_arrow(records: Sequence[Record], schema: pa.Schema) -> pa.Table:
 
 def answers_of(table: pa.Table) -> list[Answer]:
     """A table of answers as records."""
-    return [Answer(**_seconds(row)) for row in table.to_pylist()]
-
-
-def _seconds(row: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: value.replace(tzinfo=datetime.UTC).timestamp() if isinstance(value, datetime.datetime) else value
-        for name, value in row.items()
-    }
+    rows = table.to_pylist()
+    return [Answer(**{**r, "created_at": r["created_at"].replace(tzinfo=datetime.UTC).timestamp()}) for r in rows]

@@ -53,7 +53,8 @@ class Archive:
         for path in self.segments(kind):
             faults: list[str] = []
             yield from readable(path, kind, faults)
-            _log(path, faults)
+            for fault in faults[:1]:
+                LOG.warning("a segment of the memo's archive cannot be read: %s: %s", path, fault)
 
     def merge_small(self) -> None:
         """Makes one of many small segments; one that cannot be read in full stays as it is."""
@@ -73,15 +74,11 @@ def _whole(segments: Iterable[Path], kind: str, done: list[Path]) -> Iterator[pa
     for path in segments:
         faults: list[str] = []
         tables = list(readable(path, kind, faults))
-        _log(path, faults)
+        for fault in faults[:1]:
+            LOG.warning("a segment of the memo's archive cannot be read: %s: %s", path, fault)
         if not faults:
             done.append(path)
             yield from tables
-
-
-def _log(path: Path, faults: list[str]) -> None:
-    if faults:
-        LOG.warning("a segment of the memo's archive cannot be read: %s: %s", path, faults[0])
 
 
 def first_line(error: BaseException) -> str:
@@ -122,8 +119,7 @@ def readable(path: Path, kind: str, faults: list[str]) -> Iterator[pa.Table]:
 
 
 def write_tables(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
-    """A Parquet file, whole or not at all, on disk on return; one table at a time in memory, file
-    mode 0600."""
+    """A Parquet file, whole or not at all, on disk on return, mode 0600; one table in memory."""
     with (
         atomic_file(path, mode=0o600) as beside,
         pq.ParquetWriter(beside, schema, compression="zstd", write_page_checksum=True) as writer,

@@ -261,7 +261,7 @@ def test_a_rebuild_that_fails_changes_nothing(folder: Path, monkeypatch: pytest.
     overwritten_header(database.path)
     damaged = database.path.read_bytes()
 
-    def full(*given: Any) -> None:
+    def full(*given: Any, **tables: Any) -> None:
         raise duckdb.IOException(f"Could not write file: {os.strerror(errno.ENOSPC)}")
 
     with monkeypatch.context() as meanwhile:

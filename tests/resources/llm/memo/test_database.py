@@ -28,7 +28,7 @@ from resources.llm.memo.database import Busy, Database
 from resources.llm.memo.journal import Journal, journals, to_line
 from resources.llm.memo.memo import Memo
 from resources.llm.memo.records import Use
-from resources.llm.memo.schema import ANSWERS, USES, migrate, to_arrow
+from resources.llm.memo.schema import ANSWERS, migrate, to_arrow
 from resources.llm.memo.segments import Archive
 
 
@@ -69,7 +69,7 @@ def test_the_newest_answer_wins_whatever_the_order_of_folding(
             rng.shuffle(answers)
             places = sorted({0, *(c % len(answers) for c in cuts), len(answers)})
             for start, end in itertools.pairwise(places):
-                insert(connection, to_arrow(answers[max(0, start - 1) : end], ANSWERS), USES.empty_table())
+                insert(connection, answers=to_arrow(answers[max(0, start - 1) : end], ANSWERS))
         current = dict(connection.execute("SELECT key, id FROM answers").fetchall())
         assert connection.execute("SELECT count(*) FROM answers").fetchall() == [(len(current),)]
         history = connection.execute("SELECT id FROM history ORDER BY id").fetchall()

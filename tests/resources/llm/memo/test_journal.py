@@ -236,7 +236,7 @@ def written(path: Path, *records: Answer | Use) -> bytes:
 
 
 def found(others: OtherJournals, *keys: str) -> list[str]:
-    others.refresh("own.jsonl")
+    others.refresh(others.folder / "own.jsonl")
     return [key for key in keys if others.get(key)]
 
 
@@ -258,7 +258,7 @@ def test_only_journals_of_others_count_and_the_newest_answer_of_them_all(tmp_pat
     for number, name in enumerate(["1.jsonl", "2.jsonl", "3.jsonl", "own.jsonl", "4.jsonl.damaged", "5.new"]):
         when = [2.0, 3.0, 1.0][number % 3] + 10 * (number // 3)
         written(tmp_path / name, make_answer(A, when), make_answer(B, when - 0.5), make_answer(B, when))
-    others.refresh("own.jsonl")
+    others.refresh(tmp_path / "own.jsonl")
     for key in (A, B):
         stored = others.get(key)
         assert stored and stored.created_at == 3.0

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.integration
+
 SCRIPT = Path(__file__).resolve().parent.parent / "bench" / "gpu_act.py"
 NOT_NEEDED = {
     *("dagster", "dagster_pipes", "duckdb", "vllm", "deepspeed", "google", "openai", "sqlglot"),

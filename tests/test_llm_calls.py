@@ -28,6 +28,8 @@ from resources.llm.memo.memo import close_memos, memo_at
 from resources.llm.memo.records import Asker
 from resources.llm.service import CallSettings
 
+pytestmark = pytest.mark.integration
+
 TESTS = Path(__file__).parent
 PAIRS = 355  # questions about the turns of the 50 conversations
 

@@ -30,6 +30,8 @@ from act_assets.roles.role import require_all
 from act_assets.run import Run, equipped_task, evaluated_turns, intents_in, make_run, roles_of
 from act_assets.seeds import derive_seed
 from act_assets.tasks.base import Task
+from act_assets.training.generation import TransformersEngine
+from act_assets.training.policy import ModelPolicy, PromptEncoder, SamplingSettings, load_model, pick_device
 from act_assets.trajectory import ActionClassifier, ConversationPolicy, Dialogue, UserSimulator, dialogue_seeds
 from resources.artifacts import Key
 from resources.errors import ActError
@@ -195,8 +197,6 @@ def chat(
 def load_talk(run: Run, method: str, temperature: float) -> Talk:
     """A checkpoint, ready to talk; `run.inputs` holds the raw dataset and the conversations."""
     from act_assets.release.publish import checkpoint_of  # huggingface_hub, and below torch
-    from act_assets.training.generation import TransformersEngine
-    from act_assets.training.policy import ModelPolicy, PromptEncoder, SamplingSettings, load_model, pick_device
 
     settings, role = run.profile.policy, run.profile.roles.simulator
     checkpoint = checkpoint_of(run, method)

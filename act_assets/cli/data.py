@@ -12,6 +12,10 @@ import typer
 from rich.table import Table
 
 from act_assets.cli.text import out, say, size_text
+from act_assets.home import act_home
+from act_assets.tasks.catalog import Published, entry_of, load_catalog
+from act_assets.tasks.fetch import RAW, states
+from act_assets.tasks.fetch import fetch as fetch_of
 from resources.errors import ActError
 
 data_app = typer.Typer(
@@ -48,10 +52,6 @@ def fetch(
     """
     if source is not None and base_url is not None:
         raise ActError("--from and --base-url exclude each other", todo="give the folder, or the mirror")
-    from act_assets.tasks.catalog import Published, entry_of
-    from act_assets.tasks.fetch import RAW
-    from act_assets.tasks.fetch import fetch as fetch_of
-
     entry = entry_of(task)
     folder = _data_folder(to)
     fetched = fetch_of(
@@ -84,9 +84,6 @@ def fetch(
 @data_app.command("list", epilog="Example: act data list")
 def list_() -> None:
     """Show the official files, where they come from, their licences, and which of them are there."""
-    from act_assets.tasks.catalog import Published, load_catalog
-    from act_assets.tasks.fetch import states
-
     folder = _data_folder(None)
     table = Table(box=None, header_style="")
     for name in ("task", "file", "in the data folder"):
@@ -111,7 +108,5 @@ def list_() -> None:
 
 def _data_folder(to: Path | None) -> Path:
     """The folder with a folder for each task: the one that was asked for, ACT_DATA_DIR, or `data` in ACT_HOME."""
-    from act_assets.home import act_home
-
     chosen = to or os.environ.get("ACT_DATA_DIR")
     return Path(chosen).expanduser().resolve() if chosen else act_home() / "data"

@@ -24,6 +24,10 @@ from act_assets.cli.text import (
 )
 from act_assets.home import memo_folder
 from resources.errors import ActError
+from resources.llm.memo import explain, import_export, maintain, report
+from resources.llm.memo.memo import Memo
+from resources.llm.memo.records import key_of
+from resources.llm.memo.report import Filters, age_s, checked_prefix, consult, has_answers, key_in
 
 if TYPE_CHECKING:
     from resources.llm.memo.explain import Miss
@@ -68,8 +72,6 @@ def stats(
     as_json: JsonOption = False,
 ) -> None:
     """Show what was paid, what came from the memo, and what that saved."""
-    from resources.llm.memo import report
-
     names = report.grouping(by)
     with _memo(as_json) as memo:
         found = report.stats(memo, names) if memo else report.Stats(names)
@@ -84,8 +86,6 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Show one question, its answer, and earlier answers."""
-    from resources.llm.memo import report
-
     report.checked_prefix(key)
     with _memo(as_json) as memo:
         found = report.show(memo, key) if memo else []
@@ -101,9 +101,6 @@ def why_miss(
     as_json: JsonOption = False,
 ) -> None:
     """Explain why the memo does not hold a question: the nearest one that it holds, and the fields that differ."""
-    from resources.llm.memo import explain, report
-    from resources.llm.memo.records import key_of
-
     if (key is None) == (request is None):
         raise ActError("one question is needed", todo="give a key, or --request with a file")
     miss: Miss | None = None
@@ -141,8 +138,6 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write answers to a file, for others to import. Prompts and answers are in it in clear."""
-    from resources.llm.memo import import_export
-
     with _memo(as_json) as memo:
         filters = _filters(memo, older_than, key, model, role, asset, partition)
         found = import_export.export(memo, to, filters, history) if memo else import_export.Exported()
@@ -156,9 +151,6 @@ def import_(
     as_json: JsonOption = False,
 ) -> None:
     """Add a file's answers to the memo. Every row is checked; unsound ones are left out, and the exit code is 1."""
-    from resources.llm.memo import import_export
-    from resources.llm.memo.memo import Memo
-
     if not file.is_file():
         raise ActError(f"no such file: {file}", todo="give a file that act memo export has written")
     with closing(Memo(memo_folder())) as memo:
@@ -183,8 +175,6 @@ def prune(
     as_json: JsonOption = False,
 ) -> None:
     """Delete answers for good: those that match all of the filters, of which at least one is needed."""
-    from resources.llm.memo import maintain
-
     with _memo(as_json) as memo:
         filters = _filters(memo, older_than, key, model, role, asset, partition)
         if not filters and not history:
@@ -200,8 +190,6 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Read everything that the memo has on disk; problems end with exit code 1."""
-    from resources.llm.memo import maintain, report
-
     there = report.has_answers(memo_folder())
     found = maintain.verify(memo_folder(), repair) if there else maintain.Verdict()
     lines = verdict_text(found) if there else [f"{NOTHING_YET} {memo_folder()}"]
@@ -213,9 +201,6 @@ def verify(
 @contextmanager
 def _memo(as_json: bool) -> Iterator[Memo | None]:
     """The memo; None, and nothing is created, where nothing has been kept yet."""
-    from resources.llm.memo.memo import Memo
-    from resources.llm.memo.report import has_answers
-
     if not has_answers(memo_folder()):
         if not as_json:
             say(f"{NOTHING_YET} {memo_folder()}")
@@ -227,8 +212,6 @@ def _memo(as_json: bool) -> Iterator[Memo | None]:
 
 def _filters(memo: Memo | None, older_than: str | None, keys: list[str] | None, *others: list[str] | None) -> Filters:
     """What the options choose, in the order of `Filters`; the beginnings of keys become keys. Raises ActError."""
-    from resources.llm.memo.report import Filters, age_s, checked_prefix, consult, key_in
-
     found = tuple(checked_prefix(key) for key in keys or ())
     if memo and found:
         found = consult(memo, lambda connection: tuple(key_in(connection, key) for key in found))

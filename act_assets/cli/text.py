@@ -10,6 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from resources.llm.memo.explain import visible
+from resources.llm.memo.report import utc
+
 if TYPE_CHECKING:
     from resources.llm.memo.explain import Explanation, Miss
     from resources.llm.memo.maintain import Pruned, Verdict
@@ -24,8 +27,6 @@ out = Console()
 
 def say(*lines: str) -> None:
     """Plain lines; what a terminal would obey is escaped."""
-    from resources.llm.memo.explain import visible
-
     for line in lines:
         out.print(visible(line), markup=False, highlight=False, soft_wrap=True)
 
@@ -160,8 +161,6 @@ def verdict_text(verdict: Verdict) -> list[str]:
 
 
 def _time(seconds: float) -> str:
-    from resources.llm.memo.report import utc
-
     return (utc(seconds) or "").replace("T", " ").replace("Z", " UTC")
 
 

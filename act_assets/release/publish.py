@@ -24,6 +24,7 @@ from act_assets.pipeline.stage import stage_key, up_to_date
 from act_assets.profile import Profile
 from act_assets.release.model_card import CARD, model_card, run_command
 from act_assets.run import Run
+from act_assets.training.chat_template import ChatFormat
 from resources.artifacts import Artifact
 from resources.errors import ActError
 from resources.files import atomic_dir
@@ -99,8 +100,6 @@ def generation_config(folder: Path, profile: Profile) -> dict[str, Any]:
     mistake, and refuses to save it again.
     """
     from transformers import AutoTokenizer
-
-    from act_assets.training.chat_template import ChatFormat
 
     chat = ChatFormat(AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True))
     temperature = profile.evaluation.temperature

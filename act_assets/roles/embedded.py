@@ -1,7 +1,7 @@
 """The embedded provider: plays every role by rule, without a network or a key, and always the same way.
 
 It answers from the typed subject of a request (`LLMRequest.context`), so that a run with it takes the path of a real
-one: template -> request -> provider. The rules are the task's (act_assets/rules/). It stands in for a language model
+one: template -> request -> provider. The rules are the task's (act_assets/tasks/). It stands in for a language model
 where none is configured; it is no baseline. The simulator never sees the references.
 """
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from act_assets.training.noise import gumbel_noise, noise_keys
+from act_assets.training.vllm_engine import VllmColocatedEngine, VllmServerEngine
 from resources.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -239,8 +240,6 @@ def make_engine(
             mixed_precision=mixed_precision,
             snapshot=snapshot,
         )
-    from act_assets.training.vllm_engine import VllmColocatedEngine, VllmServerEngine
-
     if settings.mode == "server":
         return VllmServerEngine(
             settings,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from act_assets.home import act_home
-from act_assets.profile import Lora, Profile
+from act_assets.profile import Lora, Optimisation, Profile
 from resources.devices import Device, visible_devices
 from resources.errors import ProfileError, TrainingError, all_mistakes
 
@@ -111,7 +111,8 @@ def _devices(profile: Profile, found: Sequence[Device]) -> list[str]:
 
 def _batches(profile: Profile) -> list[str]:
     processes, mistakes = profile.compute.processes, []
-    for name, size in (("sft", profile.sft.batch_size), ("act", profile.act.batch_size)):
+    sections = {name: part.batch_size for name, part in profile if isinstance(part, Optimisation)}
+    for name, size in sections.items():
         if size % processes:
             below, above = size - size % processes, size - size % processes + processes
             fitting = f"{below} or {above}" if below else str(above)

@@ -21,9 +21,11 @@ from resources.errors import ActError
 from resources.llm.base import LLMRequest, LLMResponse, Provider, ProviderError
 from resources.llm.budget import Budget
 from resources.llm.client import LLM, Memory, Mode
+from resources.llm.gemini import GeminiProvider
 from resources.llm.keys import GEMINI_KEYS, OPENAI_KEYS, api_keys, clean_base_url
 from resources.llm.memo.memo import Memo, memo_at
 from resources.llm.memo.records import Asker
+from resources.llm.openai_chat import OpenAIProvider
 from resources.llm.prices import EMBEDDED, OPENAI_URL, OWN_ENDPOINTS, PriceTable
 from resources.llm.rate_limit import Limits, RateLimiter
 from resources.llm.retry import RetrySettings
@@ -155,9 +157,6 @@ def _providers(endpoint: Endpoint, base_url: str, keys: tuple[str, ...], embedde
     """One provider for each key. Roles share them, so a role's own timeout is kept by retry.py."""
     if endpoint.provider == EMBEDDED:
         return [embedded()]
-    from resources.llm.gemini import GeminiProvider
-    from resources.llm.openai_chat import OpenAIProvider
-
     if not keys and endpoint.provider == "openai" and base_url != OPENAI_URL:
         keys = ("EMPTY",)  # what servers without keys are given, vLLM's among them
     made = GeminiProvider if endpoint.provider == "gemini" else OpenAIProvider

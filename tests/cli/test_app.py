@@ -26,6 +26,8 @@ from act_assets.roles.prompt import ROLES
 from act_assets.run import make_run
 from act_assets.tasks import all_tasks
 
+pytestmark = pytest.mark.integration
+
 SAMPLE = PROJECT / "datasets" / "sample" / "pacific"
 
 

@@ -22,6 +22,8 @@ from act_assets.trajectory import Dialogue, dialogue_seeds, simulate
 from resources.artifacts import Key
 from resources.errors import ActError, PromptError, RoleError
 
+pytestmark = pytest.mark.integration
+
 ASKS = "Which year are you asking about?"
 FAILING = Mock(reply=Mock(side_effect=RoleError("no answer")))  # a simulated user
 TINY = str(Path(__file__).parents[1] / "tiny.yaml")

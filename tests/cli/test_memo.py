@@ -19,6 +19,8 @@ from resources.llm.memo.explain import record_miss
 from resources.llm.memo.memo import Memo, close_memos
 from resources.llm.memo.records import Answer, Asker, Record, Use, key_of, new_answer, question_of
 
+pytestmark = pytest.mark.integration
+
 URL = "https://x.example"
 COMMANDS = ["path", "stats", "show", "why-miss", "export", "import", "prune", "verify"]
 

@@ -29,6 +29,8 @@ from act_assets.run import TRAIN_SIZES, make_run
 from act_assets.tasks import all_tasks
 from resources.artifacts import Key
 
+pytestmark = pytest.mark.integration
+
 GRAPH = defs.get_repository_def().asset_graph
 TINY = str(PROJECT / "tests" / "tiny.yaml")
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}

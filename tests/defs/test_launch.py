@@ -19,6 +19,8 @@ from act_assets.defs.assets import HOST_TAG, PID_TAG
 from act_assets.defs.launch import wait_for_pools
 from act_assets.home import dagster_home
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture
 def instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:

@@ -10,6 +10,8 @@ import pytest
 
 from act_assets.home import PROJECT
 
+pytestmark = pytest.mark.integration
+
 # As defs/launch.py does it: an ordinary run within the process, on the instance of ACT_HOME.
 RUN = """
 import os, pathlib, sys, time

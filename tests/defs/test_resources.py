@@ -13,6 +13,8 @@ from act_assets.defs.resources import _LiveFigures, _PipesLauncher
 from resources.errors import TrainingError
 from resources.settings import Compute
 
+pytestmark = pytest.mark.integration
+
 Tick = Callable[[], None]
 Training = Callable[[Path, Tick], None]
 

@@ -40,6 +40,8 @@ from resources.errors import DataError, RoleError
 from resources.llm.base import LLMFailure
 from resources.llm.service import CallSettings
 
+pytestmark = pytest.mark.integration
+
 WHO = Provenance(
     "known",
     "pacific",

@@ -29,6 +29,8 @@ from act_assets.methods import TRAINED as METHODS
 from act_assets.training.act import Rollout, Verdict
 from act_assets.training.logging import TrainingPoint
 
+pytestmark = pytest.mark.integration
+
 
 def pixels(png: bytes) -> np.ndarray:
     assert png.startswith(b"\x89PNG\r\n\x1a\n")

@@ -39,6 +39,8 @@ from act_assets.training.act import Rollout
 from act_assets.training.logging import TrainingPoint
 from resources.artifacts import Artifact, Key
 
+pytestmark = pytest.mark.integration
+
 SAMPLE = Path(__file__).parents[2] / "datasets" / "sample" / "pacific"
 TURNS = [t for c in PACIFIC.reader.read(SAMPLE).validation[:6] for t in PACIFIC.turn_states(c)]
 PROFILE = load_profile("laptop")

@@ -22,6 +22,8 @@ from act_assets.metrics.sql_process import end_workers
 from act_assets.metrics.sql_text import read_query
 from resources.errors import DataError
 
+pytestmark = pytest.mark.integration
+
 SCHEMA = """
 CREATE TABLE singer (id INTEGER, name TEXT, country TEXT, age INTEGER, rating REAL);
 INSERT INTO singer VALUES (1,'Joe','US',30,4.5), (2,'Ann','US',25,4.0), (3,'Bob','UK',30,NULL),

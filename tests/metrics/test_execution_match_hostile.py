@@ -22,6 +22,8 @@ from act_assets.metrics.execution_match import execution_match, execution_matche
 from act_assets.metrics.sql_process import end_workers
 from resources.errors import DataError
 
+pytestmark = pytest.mark.integration
+
 REPO = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 0.3
 GRACE_S = 0.3

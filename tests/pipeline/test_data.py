@@ -44,6 +44,8 @@ from resources.errors import DataError
 from resources.llm.base import Usage
 from resources.llm.service import CallSettings
 
+pytestmark = pytest.mark.integration
+
 PREPARED = (
     "raw_dataset",
     "ambiguous_requests",

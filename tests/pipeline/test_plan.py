@@ -23,6 +23,8 @@ from act_assets.tasks.pacific.task import PacificReader
 from resources.artifacts import ArtifactStore
 from resources.llm.service import CallSettings
 
+pytestmark = pytest.mark.integration
+
 
 class Reader(PacificReader):
     """Gives these conversations, whatever the files hold."""

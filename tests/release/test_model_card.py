@@ -19,6 +19,8 @@ from act_assets.tasks import get_task
 from act_assets.tasks.catalog import Published, load_catalog
 from resources.artifacts import Artifact, Key
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture
 def card(checkpoint_run: Any) -> Callable[..., ModelCard]:

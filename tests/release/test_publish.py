@@ -24,6 +24,8 @@ from act_assets.training.chat_template import ChatFormat
 from resources.artifacts import Key
 from resources.errors import ActError
 
+pytestmark = pytest.mark.integration
+
 
 def test_plain_transformers_writes_what_our_policy_writes(
     checkpoint_run: Any, pacific: Task, few_turns: list[TurnState], tmp_path: Path

@@ -24,6 +24,8 @@ from resources.errors import TrainingError
 from resources.llm.service import CallSettings
 from resources.settings import Compute
 
+pytestmark = pytest.mark.integration
+
 ALONE = Compute()
 
 # A group leader that starts a grandchild; the grandchild shrugs off SIGTERM. Both write their pid when they are up.

@@ -16,6 +16,8 @@ import resources.embedder
 from resources.embedder import SentenceEmbedder, default_embedder
 from resources.errors import ActError
 
+pytestmark = pytest.mark.integration
+
 TEXTS = [f"Text {i}: " + "and then he went home " * (i % 7) for i in range(20)]
 
 

@@ -20,6 +20,8 @@ from act_assets.tasks.pacific.task import PACIFIC
 from resources.llm.base import ChatMessage, LLMFailure, LLMRequest, LLMResponse, ProviderError, Sampling
 from resources.llm.client import LLM
 
+pytestmark = pytest.mark.integration
+
 REPO = Path(__file__).parents[2]
 
 

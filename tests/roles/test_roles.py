@@ -45,6 +45,8 @@ from act_assets.tasks.rules import intent_items
 from resources.llm.base import LLMFailure, LLMRequest, LLMResponse, ProviderError, Usage
 from resources.llm.client import LLM
 
+pytestmark = pytest.mark.integration
+
 EMBEDDED = LLMRole(provider="embedded", model="embedded-rules-1")
 GOLD = Reference("«gold»", '"«gold»"', "", "span")
 ASKED = (Utterance("assistant", "Which one?", "CLARIFY"),)

@@ -20,6 +20,8 @@ from act_assets.tasks.base import Task, TaskData, Tools, messages_of
 from resources.embedder import default_embedder
 from resources.errors import ActError
 
+pytestmark = pytest.mark.integration
+
 SAMPLE = Path(__file__).parents[2] / "datasets" / "sample" / "abg_coqa"
 SIDES = ("train", "validation", "test")
 

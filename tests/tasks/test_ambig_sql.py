@@ -28,6 +28,8 @@ from act_assets.tasks.rules import same_text
 from resources.errors import ActError, DataError
 from resources.llm.client import LLM
 
+pytestmark = pytest.mark.integration
+
 SAMPLE = Path(__file__).resolve().parents[2] / "datasets" / "sample" / "ambig_sql"
 SETTINGS = LLMRole(provider="embedded", model=MODEL)
 LIMITS: dict[str, int | None] = {"train": 250, "validation": 50, "test": 200}

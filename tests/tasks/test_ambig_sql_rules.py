@@ -17,6 +17,8 @@ from act_assets.tasks.ambig_sql.spider import parse_tables
 from act_assets.tasks.ambig_sql.task import AMBIG_SQL, AmbigSqlTwins
 from act_assets.tasks.rules import Draw
 
+pytestmark = pytest.mark.integration
+
 SAMPLE = Path(__file__).resolve().parents[2] / "datasets" / "sample" / "ambig_sql"
 RULES = AMBIG_SQL.rules
 TWINS = AmbigSqlTwins()

@@ -30,6 +30,8 @@ from act_assets.tasks.catalog import ByHand, Published, entry_of, load_catalog
 from act_assets.tasks.fetch import fetch
 from resources.errors import ActError, DataError
 
+pytestmark = pytest.mark.integration
+
 REPO = Path(__file__).parents[2]
 COMMIT = "0123456789" * 4
 TRAIN = random.Random(1).randbytes(300_000)

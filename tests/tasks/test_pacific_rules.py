@@ -16,6 +16,8 @@ from act_assets.tasks.pacific.answer import SCALE_NOTES, parse
 from act_assets.tasks.pacific.task import PACIFIC
 from resources.llm.client import LLM
 
+pytestmark = pytest.mark.integration
+
 SAMPLE = PACIFIC.reader.read(Path(__file__).parents[2] / "datasets" / "sample" / "pacific")
 TURNS = [t for c in (*SAMPLE.train, *SAMPLE.validation) for t in PACIFIC.turn_states(c)]
 SETTINGS = LLMRole(provider="embedded", model=MODEL, temperature=0.7)

@@ -18,6 +18,8 @@ from act_assets.tasks.rules import intent_items
 from resources.llm.base import LLMFailure
 from resources.llm.client import LLM
 
+pytestmark = pytest.mark.integration
+
 SAMPLE = PACIFIC.reader.read(Path(__file__).parents[2] / "datasets" / "sample" / "pacific")
 CONVERSATIONS = (*SAMPLE.train, *SAMPLE.validation)
 TURNS = [t for c in CONVERSATIONS for t in PACIFIC.turn_states(c)]

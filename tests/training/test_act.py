@@ -38,6 +38,8 @@ from resources.errors import RoleError, TrainingError
 from resources.llm.base import LLMFailure
 from resources.llm.client import LLM
 
+pytestmark = pytest.mark.integration
+
 Train = Callable[..., tuple[dict[str, Any], list[Any], Path]]
 
 

@@ -23,6 +23,8 @@ from act_assets.training.checkpoint import RunFolder, SavedState, StateStore
 from resources.errors import TrainingError
 from resources.settings import Compute
 
+pytestmark = pytest.mark.integration
+
 WHERE = "task pacific, train size 50"
 
 

@@ -26,6 +26,8 @@ from act_assets.trajectory import dialogue_seeds, simulate
 from resources.llm.base import LLMFailure
 from resources.llm.service import CallSettings
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def talker(model: Any, chat: ChatFormat) -> Any:

@@ -20,6 +20,8 @@ from act_assets.training.packing import Batch, rows_of
 from resources.errors import TrainingError
 from resources.settings import Compute
 
+pytestmark = pytest.mark.integration
+
 REPO = Path(__file__).resolve().parents[2]
 STEPS, BATCH = 20, 4
 SETTINGS = Optimisation(epochs=5, learning_rate=1e-3, batch_size=BATCH, weight_decay=0.01)

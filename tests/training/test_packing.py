@@ -15,6 +15,8 @@ from act_assets.training.act import Pair
 from act_assets.training.logprobs import dpo_terms, sequence_log_probs
 from act_assets.training.packing import Batch, TokenRow, grow, rows_of, share_out
 
+pytestmark = pytest.mark.integration
+
 SIZE = {
     "vocab_size": 1024,
     "hidden_size": 64,

@@ -18,6 +18,8 @@ from act_assets.training.act import SelfTraining
 from act_assets.training.checkpoint import StateStore
 from resources.errors import RoleError, TrainingError
 
+pytestmark = pytest.mark.integration
+
 Alone = Callable[[str], tuple[list[Any], Path]]
 SMALL = Path(__file__).resolve().parent / "small_training.py"
 

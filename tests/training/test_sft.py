@@ -21,6 +21,8 @@ from act_assets.training.sft import response_row, train_sft
 from resources.errors import TrainingError
 from resources.settings import Compute
 
+pytestmark = pytest.mark.integration
+
 UNMEASURED = (
     "turns",
     "steps",

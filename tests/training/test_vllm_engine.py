@@ -22,6 +22,8 @@ from act_assets.training.vllm_engine import SERVE, VllmServerEngine, serve_comma
 from resources.artifacts import process_is_alive
 from resources.errors import TrainingError
 
+pytestmark = pytest.mark.integration
+
 END = 7
 ALONE: Any = SimpleNamespace(is_main_process=True, num_processes=1, wait_for_everyone=lambda: None)
 PROFILE = Engine(name="vllm", mode="server", memory_share=0.4, devices="1")

@@ -25,6 +25,8 @@ from resources.llm.memo.maintain import verify
 from resources.llm.memo.memo import Memo
 from resources.llm.memo.records import Answer, key_of, question_of
 
+pytestmark = pytest.mark.integration
+
 TESTS = Path(__file__).resolve().parents[2]
 PROGRAM = Path(__file__).with_name("asking_program.py")
 

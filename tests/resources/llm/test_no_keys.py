@@ -30,6 +30,8 @@ from resources.llm.rate_limit import Limits
 from resources.llm.retry import RetrySettings
 from resources.llm.service import CallSettings, Endpoint, open_llm
 
+pytestmark = pytest.mark.integration
+
 REPO = Path(__file__).resolve().parents[3]
 KEYS = ("AIzaFirstKeyOfThisTest0123456789abcdefgh", "second-key-of-this-test-0123456789")
 TRACES = (*KEYS, "x-goog-api-key", "Authorization", "Bearer ")

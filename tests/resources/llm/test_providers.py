@@ -17,6 +17,8 @@ from resources.llm.gemini import GeminiProvider
 from resources.llm.http_errors import HttpProvider
 from resources.llm.openai_chat import OpenAIProvider
 
+pytestmark = pytest.mark.integration
+
 KEY = "a-key-of-the-tests-0123456789"
 PROVIDERS: dict[str, type[HttpProvider]] = {"gemini": GeminiProvider, "openai": OpenAIProvider}
 

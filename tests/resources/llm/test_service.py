@@ -16,6 +16,8 @@ from resources.llm.memo.memo import close_memos
 from resources.llm.rate_limit import Limits
 from resources.llm.service import CallSettings, Endpoint, open_llm
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CallSettings]:

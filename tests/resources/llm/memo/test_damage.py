@@ -25,6 +25,8 @@ from resources.llm.memo.journal import journals
 from resources.llm.memo.memo import Memo
 from resources.llm.memo.records import Use
 
+pytestmark = pytest.mark.integration
+
 TABLES = ("answers", "history", "uses")
 KEYS = [f"key {i}" for i in range(300)]
 

@@ -31,6 +31,8 @@ from resources.llm.memo.records import Use
 from resources.llm.memo.schema import ANSWERS, migrate, to_arrow
 from resources.llm.memo.segments import Archive
 
+pytestmark = pytest.mark.integration
+
 
 def ids(database: Database, table: str) -> list[str]:
     return [row[0] for row in database.query(f"SELECT id FROM {table} ORDER BY id")]

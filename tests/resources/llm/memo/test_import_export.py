@@ -28,6 +28,8 @@ from resources.llm.memo.records import Answer, key_of, to_json
 from resources.llm.memo.report import Filters, age_s
 from resources.llm.memo.schema import ANSWERS, to_arrow
 
+pytestmark = pytest.mark.integration
+
 ALL = Filters()
 FORMATS = ["parquet", "jsonl"]
 

@@ -23,6 +23,8 @@ from resources.llm.memo.journal import journals, read_journal, to_line
 from resources.llm.memo.memo import Memo, close_memos, memo_at
 from resources.llm.memo.records import Use
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture
 def memo(tmp_path: Path) -> Memo:

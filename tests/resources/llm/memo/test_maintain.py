@@ -26,6 +26,8 @@ from resources.llm.memo.records import Use
 from resources.llm.memo.report import Filters
 from resources.llm.memo.schema import ANSWERS, USES, to_arrow
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:

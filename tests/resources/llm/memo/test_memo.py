@@ -18,6 +18,8 @@ from resources.llm.memo.journal import journals
 from resources.llm.memo.memo import Memo, Watch
 from resources.llm.memo.records import Answer, Stored, key_of
 
+pytestmark = pytest.mark.integration
+
 
 def answer_to(question: str, created_at: float = 1.0) -> Answer:
     return make_answer(key_of(question), created_at, text=f"answer to {question} at {created_at}")

@@ -71,8 +71,8 @@ def launch(
     Raises TrainingError with the job's own message where it failed: that of the process that failed first, from
     `error.txt` or `error-rank-N.txt` beside the job.
     """
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # the program says what is wrong with the job
-        if json.loads(job.read_text(encoding="utf-8"))["stage"] in ONE_PROCESS:
+    with contextlib.suppress(ValueError, KeyError, TypeError):  # the program says what is wrong with the job
+        if job.is_file() and json.loads(job.read_text(encoding="utf-8"))["stage"] in ONE_PROCESS:
             compute = Compute()
     for stale in _error_files(job):
         stale.unlink()

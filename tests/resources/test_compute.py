@@ -150,6 +150,7 @@ def test_the_training_programs_own_message_is_passed_on(
                 "train_size": 50,
                 "seed": 0,
                 "profile": load_profile("laptop").model_dump(mode="json"),
+                "store": [str(tmp_path), "a run"],
                 "inputs": {name: str(missing) for name in STAGES["act_checkpoint"].inputs},
                 "prompts_dir": "",
                 "calls": CallSettings(tmp_path / "memo").to_json(),
@@ -158,10 +159,10 @@ def test_the_training_programs_own_message_is_passed_on(
             }
         )
     )
-    with pytest.raises(TrainingError, match=r"cannot read \w+\.parquet") as caught:
+    with pytest.raises(TrainingError, match="damaged manifest") as caught:
         compute.launch(ALONE, job)
     assert f"where: {missing}" in str(caught.value)
-    assert "to do: delete the artifact's folder" in str(caught.value)
+    assert "to do: delete this folder" in str(caught.value)
     assert "exit code" not in str(caught.value)
     assert capfd.readouterr() == ("", ""), "who launched it reports the error, once"
 

@@ -134,7 +134,7 @@ def test_a_disk_that_is_full_when_a_model_is_kept_is_said(
 
     from act_assets.training import supervised
 
-    def full(*arguments: Any) -> None:
+    def full(*arguments: Any, **options: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:

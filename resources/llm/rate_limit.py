@@ -12,6 +12,7 @@ no locks. It is decided when a call is sent, never what is asked: no result depe
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import random
 import time
@@ -130,6 +131,7 @@ class Lane:
 
 @dataclass(eq=False, slots=True)
 class _Waiter:
+    turn: int
     tokens: int
     future: asyncio.Future[Slot]
     patience_s: float
@@ -154,6 +156,7 @@ class RateLimiter:
         self._rng = rng if rng is not None else random.Random()
         self._limits: Limits | None = None
         self._waiting: deque[_Waiter] = deque()
+        self._turns = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -185,10 +188,11 @@ class RateLimiter:
 
         Raises ProviderError where no lane is left, or where the provider asks to wait longer than `patience_s`.
         """
-        queue = self._waiting.append
+        turn = next(self._turns)
         while True:
-            waiter = _Waiter(tokens, asyncio.get_running_loop().create_future(), patience_s)
-            queue(waiter)
+            waiter = _Waiter(turn, tokens, asyncio.get_running_loop().create_future(), patience_s)
+            # Behind those that came before it: a call whose slot was taken back keeps its turn.
+            self._waiting.insert(sum(w.turn < turn for w in self._waiting), waiter)
             self._serve()
             try:
                 slot = await waiter.future
@@ -202,7 +206,6 @@ class RateLimiter:
                 return slot
             # Between the grant and now another call was refused: nothing is sent during a Retry-After.
             self._take_back(slot)
-            queue = self._waiting.appendleft  # it keeps its turn
 
     def succeeded(self, slot: Slot, tokens_used: int) -> None:
         """The call was answered. `tokens_used` of 0 means that the provider reports none."""

@@ -15,6 +15,8 @@ from act_assets.cli.app import app
 from act_assets.release import publish
 from resources.errors import ActError
 
+pytestmark = pytest.mark.integration
+
 TINY = str(Path(__file__).parents[1] / "tiny.yaml")
 
 

@@ -10,6 +10,8 @@ import pytest
 from act_assets.metrics.similarity import similarities
 from resources.embedder import default_embedder
 
+pytestmark = pytest.mark.integration
+
 
 class ByHand:
     """Vectors from a table; notes what it was asked."""

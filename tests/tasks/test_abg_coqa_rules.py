@@ -17,6 +17,8 @@ from act_assets.roles.role import GeneratorContext, IntentContext, SimulatorCont
 from act_assets.tasks.abg_coqa.rules import AbgCoqaRules, clarified_parts, clear_request
 from act_assets.tasks.abg_coqa.task import ABG_COQA
 
+pytestmark = pytest.mark.integration
+
 DATA = ABG_COQA.reader.read(Path(__file__).parents[2] / "datasets" / "sample" / "abg_coqa")
 CONVERSATIONS = [*DATA.train, *DATA.validation, *DATA.test]
 TURNS = [t for c in CONVERSATIONS for t in ABG_COQA.turn_states(c)]

@@ -18,6 +18,8 @@ from act_assets.training.optimizer import Updater
 from act_assets.training.packing import Batch, TokenRow, rows_of
 from resources.settings import Compute
 
+pytestmark = pytest.mark.integration
+
 ROW = TokenRow((5, 6, 7, 8, 9, 10), (0, 0, 0, 1, 1, 1))
 
 

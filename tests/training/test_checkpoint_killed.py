@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.integration
+
 # In a process of its own, which forks those that die: at random moments, and just before the n-th call that changes
 # names on disk or waits for it.
 CHILD = """

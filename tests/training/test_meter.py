@@ -10,6 +10,8 @@ import pytest
 
 from act_assets.training.meter import PHASES, Meter, peak_flops, peak_memory_mb
 
+pytestmark = pytest.mark.integration
+
 CPU = "a processor"  # no GPU that the table knows
 
 

@@ -17,6 +17,8 @@ from act_assets.training.policy import ModelPolicy, PromptEncoder, SamplingSetti
 from act_assets.trajectory import Dialogue
 from resources.errors import TrainingError
 
+pytestmark = pytest.mark.integration
+
 
 def _policy(model: Any, chat: ChatFormat, task: Task, **changes: int) -> ModelPolicy:
     settings = SamplingSettings(**({"max_length": 1280, "max_new_tokens": 12} | changes), temperature=1.0)

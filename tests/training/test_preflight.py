@@ -25,6 +25,8 @@ from resources.devices import Device, visible_devices
 from resources.errors import ProfileError, TrainingError
 from resources.settings import Compute
 
+pytestmark = pytest.mark.integration
+
 A100 = Device("NVIDIA A100-SXM4-80GB", 81920 * 2**20)
 A10 = Device("NVIDIA A10G", 24 * 10**9)
 ZEPHYR = 7_241_732_096

@@ -11,6 +11,8 @@ import pytest
 from act_assets.profile import Engine
 from act_assets.training import vllm_engine
 
+pytestmark = pytest.mark.integration
+
 END = 7
 
 

@@ -25,6 +25,8 @@ from resources.llm.memo.records import key_of, question_of
 from resources.llm.prices import Price
 from resources.llm.retry import RetrySettings
 
+pytestmark = pytest.mark.integration
+
 PRICE = Price(1e6, 1e6)  # a dollar for each token, 7 for a call
 QUICK = RetrySettings(timeout_s=5.0, attempts=3, patience_s=5.0, backoff_s=0.001)
 

@@ -21,6 +21,8 @@ from resources.llm.memo.key_locks import KeyLocks
 from resources.llm.memo.memo import Memo
 from resources.llm.memo.records import key_of, question_of
 
+pytestmark = pytest.mark.integration
+
 A, B, C = map(key_of, "abc")
 
 # Another process: for each line `acquire KEY` or `release KEY` does so, and prints what came of it.

@@ -18,6 +18,8 @@ from resources.llm.memo.memo import Memo
 from resources.llm.memo.records import Answer, Use
 from resources.llm.memo.report import UsageGroup, show, shown_json, stats
 
+pytestmark = pytest.mark.integration
+
 
 def noted(**changed: Any) -> Use:
     asked = {"provider": "openai", "base_url": URL, "model": "model-1", "role": "generator", **changed}

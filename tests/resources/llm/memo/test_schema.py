@@ -18,6 +18,8 @@ from resources.llm.memo.memo import Memo
 from resources.llm.memo.records import Use
 from resources.llm.memo.schema import ANSWERS, MIGRATIONS, answers_of, migrate, schema_version, to_arrow
 
+pytestmark = pytest.mark.integration
+
 KEYS = [f"key {i}" for i in range(100)]
 SECOND = """
     CREATE TABLE lengths AS SELECT key, length(text) AS letters FROM answers;

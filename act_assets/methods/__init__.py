@@ -24,7 +24,16 @@ DEFAULT = "act"  # what `act run` trains unless it is told otherwise
 def _all_methods() -> Mapping[str, Method]:
     """In the order of results: predictors, then what starts from the base policy, then what starts from those."""
     found = [import_module(f"{__name__}.{m.name}").METHOD for m in iter_modules(__path__) if m.name != "base"]
-    waiting = sorted([*found, *(point.load() for point in entry_points(group=GROUP))], key=lambda m: m.name)
+    for point in entry_points(group=GROUP):
+        try:
+            found.append(point.load())
+        except Exception as error:  # a foreign module can raise anything
+            raise ActError(
+                f"a method of another package cannot be used: {type(error).__name__}: {error}",
+                where=f"package {point.dist.name if point.dist else '?'}, entry point {point.name} = {point.value}",
+                todo="fix that package, or uninstall it",
+            ) from error
+    waiting = sorted(found, key=lambda m: m.name)
     methods: dict[str, Method] = {}
     starts = [""]
     while starts:

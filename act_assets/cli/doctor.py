@@ -42,7 +42,7 @@ KEYS = (*GEMINI_KEYS, *OPENAI_KEYS, "HF_TOKEN")
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class Look:
     """One thing that was looked at. `ok` None: neither good nor bad, just so."""
 
     topic: str
@@ -50,16 +50,16 @@ class Line:
     ok: bool | None = None
 
 
-def examine() -> list[Line]:
+def examine() -> list[Look]:
     """Everything a run depends on, each looked at on its own."""
-    lines = [Line("python", platform.python_version(), True)]
+    lines = [Look("python", platform.python_version(), True)]
     lines += [_look(package, version, package) for package in PACKAGES]
-    lines += [Line(key, "set" if os.environ.get(key) else "not set (the embedded provider needs none)") for key in KEYS]
-    gpus = [Line(f"GPU {number}", str(device), True) for number, device in enumerate(visible_devices())]
-    lines += gpus or [Line("GPU", "none: the laptop profile trains on the CPU")]
+    lines += [Look(key, "set" if os.environ.get(key) else "not set (the embedded provider needs none)") for key in KEYS]
+    gpus = [Look(f"GPU {number}", str(device), True) for number, device in enumerate(visible_devices())]
+    lines += gpus or [Look("GPU", "none: the laptop profile trains on the CPU")]
     lines.append(_look("ACT_HOME", lambda: str(act_home())))
     if lines[-1].ok:
-        lines += [_look("memo", _memo), Line("unfinished", _unfinished())]
+        lines += [_look("memo", _memo), Look("unfinished", _unfinished())]
     lines.append(_look("prices", _prices))
     for name in profile_names():
         lines.append(_look(f"profile {name}", lambda p: load_profile(p).policy.model, name))
@@ -72,15 +72,15 @@ def examine() -> list[Line]:
     return lines
 
 
-def _look(topic: str, look: Callable[..., str], *given: Any) -> Line:
+def _look(topic: str, look: Callable[..., str], *given: Any) -> Look:
     try:
-        return Line(topic, look(*given), True)
+        return Look(topic, look(*given), True)
     except PackageNotFoundError:
-        return Line(topic, "not installed: run `make setup`", False)
+        return Look(topic, "not installed: run `make setup`", False)
     except ActError as error:
-        return Line(topic, str(error), False)
+        return Look(topic, str(error), False)
     except Exception as error:  # the reader of another package's task can raise anything
-        return Line(topic, f"{type(error).__name__}: {error}", False)
+        return Look(topic, f"{type(error).__name__}: {error}", False)
 
 
 def _memo() -> str:
@@ -121,14 +121,14 @@ def _prompt(role: str, task: Task) -> str:
     return load_template(role, task.name, prompts_folder()).hash[:10]
 
 
-def _training(name: str) -> Line:
+def _training(name: str) -> Look:
     """Whether this machine can train with a profile; that it cannot is no fault of the machine."""
     topic = f"training {name}"
     try:
         profile = load_profile(name)
         check_compute(profile, parameters=known_parameters(profile))
     except ProfileError as error:
-        return Line(topic, f"not on this machine: {' '.join(error.what.splitlines()[1:]).replace('  - ', '; ')[2:]}")
+        return Look(topic, f"not on this machine: {' '.join(error.what.splitlines()[1:]).replace('  - ', '; ')[2:]}")
     except ActError as error:  # of ACT_HOME or the profile, whose own lines say it is a problem
-        return Line(topic, f"not known: {error.what}")
-    return Line(topic, "this machine can", True)
+        return Look(topic, f"not known: {error.what}")
+    return Look(topic, "this machine can", True)

@@ -153,12 +153,13 @@ def with_trl(model_path: Path, chat: Any, pairs: list[Any], folder: Path) -> dic
 def with_ours(model_path: Path, chat: Any, pairs: list[Any], *, share: bool, cached: bool) -> dict[str, Any]:
     import torch
 
-    from act_assets.profile import Compute, Optimisation
+    from act_assets.profile import Optimisation
     from act_assets.training.adapters import frozen
     from act_assets.training.logprobs import ReferenceScores, dpo_terms, sequence_log_probs, sizes
     from act_assets.training.optimizer import Updater
     from act_assets.training.packing import Batch, rows_of
     from act_assets.training.policy import load_model
+    from resources.settings import Compute
 
     settings = Optimisation(epochs=EPOCHS, learning_rate=1e-4, batch_size=BATCH, warm_up_ratio=0.0)
     updater = Updater(load_model(model_path)[0], settings, Compute(), EPOCHS * PAIRS // BATCH, 0, "bench")

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from act_assets.home import PROJECT
-from act_assets.methods import METHODS, get_method, lineage
+from act_assets.methods import registry
 from act_assets.methods.base import Method
+from act_assets.methods.registry import METHODS, get_method, lineage
 from act_assets.pipeline.graph import STAGES
 from resources.errors import ActError
 
@@ -30,6 +31,40 @@ def test_a_method_that_neither_trains_nor_predicts_is_refused() -> None:
     for wrong in ({}, {"starts_from": "base_policy"}, {"train": lambda run, folder: ({}, [])}):
         with pytest.raises(ValueError, match="either trains"):
             Method(name="nothing", title="", full_name="", summary="", section="", **wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", [{"name": "intents"}, {"name": "Ask more"}, {"needs": ["raw_dataset"]}])
+def test_a_method_that_would_break_the_graph_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="method"):
+        replace(METHODS["act"], **wrong)
+
+
+class Point:
+    """An entry point of another package."""
+
+    dist, name, value = None, "mine", "mine:METHOD"
+
+    def __init__(self, found: object) -> None:
+        self.found = found
+
+    def load(self) -> object:
+        if isinstance(self.found, Exception):
+            raise self.found
+        return self.found
+
+
+@pytest.mark.parametrize(
+    "found",
+    [METHODS["sft"], "a module", ImportError("no such thing"), replace(METHODS["sft"], name="x", starts_from="nobody")],
+    ids=["a name twice", "no method", "no import", "no start"],
+)
+def test_a_method_of_another_package_that_cannot_be_used_is_named(
+    monkeypatch: pytest.MonkeyPatch, found: object
+) -> None:
+    monkeypatch.setattr(registry, "entry_points", lambda group: [Point(found)])
+    with pytest.raises(ActError) as refused:
+        registry._all_methods()
+    assert refused.value.where == "x" or "entry point mine = mine:METHOD" in refused.value.where
 
 
 def test_a_method_is_trained_after_what_it_starts_from() -> None:

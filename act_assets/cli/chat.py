@@ -21,9 +21,9 @@ from typing import Annotated
 
 import typer
 
-from act_assets.cli.options import MethodOption, ProfileOption, SeedOption, SizeOption, TaskOption, check_options
+from act_assets.cli.options import CheckpointOption, ProfileOption, SeedOption, SizeOption, TaskOption, check_options
 from act_assets.conversation import Message, Reference, TurnState, Utterance
-from act_assets.methods import DEFAULT, get_method
+from act_assets.methods.registry import DEFAULT, get_method
 from act_assets.roles.build import describe, missing_keys
 from act_assets.roles.classifier import RuleClassifier
 from act_assets.roles.role import require_all
@@ -159,7 +159,7 @@ def find_example(turns: Sequence[TurnState], example: str) -> int:
 def chat(
     task: TaskOption = "pacific",
     train_size: SizeOption = 50,
-    method: MethodOption = DEFAULT,
+    method: CheckpointOption = DEFAULT,
     example: Annotated[
         str | None, typer.Option("--example", help="the id of an evaluated example; default: the first ambiguous one")
     ] = None,

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from act_assets.cli.options import MethodOption, ProfileOption, SeedOption, SizeOption, TaskOption, check_options
+from act_assets.cli.options import CheckpointOption, ProfileOption, SeedOption, SizeOption, TaskOption, check_options
 from act_assets.cli.text import size_text
 from act_assets.conversation import Conversation, PreferencePair
-from act_assets.methods import DEFAULT, get_method
+from act_assets.methods.registry import DEFAULT, get_method
 from act_assets.release.exports import messages_rows, preference_rows, write_jsonl
 from act_assets.rows import read_rows
 from act_assets.run import make_run
@@ -25,7 +25,7 @@ def export(
     train_size: SizeOption = 50,
     profile: ProfileOption = "laptop",
     seed: SeedOption = 0,
-    method: MethodOption = DEFAULT,
+    method: CheckpointOption = DEFAULT,
     adapter: Annotated[bool, typer.Option("--adapter", help="of a model: its LoRA adapter alone")] = False,
     push: Annotated[
         str | None, typer.Option("--push", metavar="USER/NAME", help="of a model: to the hub as well; needs HF_TOKEN")
@@ -40,7 +40,7 @@ def export(
     if what != "model" and (adapter or push):
         raise ActError("--adapter and --push are of a model", todo="act export model --out FOLDER ...")
     check_options(task, train_size, profile)
-    chosen = get_method(method)
+    chosen, to = get_method(method), to.expanduser().absolute()
     run = make_run(profile, seed, task, train_size)
     if what == "messages":
         subset = run.store.require(Key("train_subset", task, train_size))

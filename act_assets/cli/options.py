@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from act_assets.methods import TRAINED
+from act_assets.methods.registry import TRAINED
 from act_assets.profile import load_profile
 from act_assets.roles.build import check_roles
 from act_assets.run import TRAIN_SIZES
@@ -25,9 +25,9 @@ MemoOption = Annotated[
 MaxCostOption = Annotated[float | None, typer.Option("--max-cost", min=0, help="stop before more US dollars are spent")]
 MaxCallsOption = Annotated[int | None, typer.Option("--max-calls", min=0, help="stop before more LLM calls are made")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="the seed of every random choice")]
-MethodOption = Annotated[
-    str, typer.Option("--method", help=f"{', '.join(m.name for m in TRAINED)}; with it, the methods it starts from")
-]
+NAMES = ", ".join(m.name for m in TRAINED)
+MethodOption = Annotated[str, typer.Option("--method", help=f"{NAMES}; with it, the methods it starts from")]
+CheckpointOption = Annotated[str, typer.Option("--method", help=f"whose checkpoint: {NAMES}")]
 
 
 def check_options(task: str, train_size: int | None, profile: str, max_cost: float | None = None) -> None:

@@ -26,7 +26,7 @@ from act_assets.cli.options import (
     check_options,
 )
 from act_assets.evaluation.leaderboard import LeaderboardRow, terminal_table
-from act_assets.methods import DEFAULT, get_method, lineage
+from act_assets.methods.registry import DEFAULT, get_method, lineage
 from act_assets.pipeline.checks import check_machine
 from act_assets.pipeline.plan import PlanLine
 from act_assets.pipeline.plan import plan as plan_of

@@ -7,7 +7,7 @@ import dagster as dg
 from act_assets.conversation import AmbiguousTwin, Conversation, PreferencePair
 from act_assets.defs.partitions import BY_TASK, BY_TASK_AND_SIZE, partition_of
 from act_assets.defs.resources import ActSettings
-from act_assets.methods import TRAINED
+from act_assets.methods.registry import TRAINED
 from act_assets.pipeline import checks
 from act_assets.pipeline.checks import Finding
 from act_assets.pipeline.data import LABELLED_SIDES

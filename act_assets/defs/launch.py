@@ -16,8 +16,8 @@ from act_assets.defs.checks import CHECKS
 from act_assets.defs.prompts import PROMPTS
 from act_assets.defs.resources import ActSettings
 from act_assets.home import dagster_home
-from act_assets.methods import TRAINED, lineage
 from act_assets.methods.base import Method
+from act_assets.methods.registry import TRAINED, lineage
 from act_assets.pipeline.stage import Made
 from resources.artifacts import process_is_alive
 from resources.errors import ActError

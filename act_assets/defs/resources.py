@@ -13,7 +13,7 @@ import dagster as dg
 from pydantic import Field
 
 from act_assets.home import memo_folder
-from act_assets.methods import TRAINED
+from act_assets.methods.registry import TRAINED
 from act_assets.pipeline.checks import check_machine
 from act_assets.profile import load_profile
 from act_assets.run import Run, make_run

@@ -6,6 +6,7 @@ these records; nothing else names a method.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from act_assets.run import Run
 from act_assets.tasks import modules_hash
 from act_assets.training.logging import TrainingPoint
 
+RESERVED = ("intents",)  # `evaluation_intents` is an asset already
 Trained = tuple[dict[str, Any], list[TrainingPoint]]
 """The facts of a training, and its curve."""
 
@@ -46,6 +48,10 @@ class Method(MethodRow):
     version: int = 1  # raise it when the code changes what comes out
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name) or self.name in RESERVED:
+            raise ValueError(f"method {self.name!r}: its name is of small letters, and makes assets of its own")
+        if not isinstance(self.needs, tuple) or not isinstance(self.asks, tuple):
+            raise ValueError(f"method {self.name}: `needs` and `asks` are tuples")
         if (self.train is None) == (self.predict is None) or bool(self.starts_from) != (self.train is not None):
             raise ValueError(f"method {self.name}: it either trains, from what `starts_from` names, or predicts")
 

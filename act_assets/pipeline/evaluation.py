@@ -17,8 +17,8 @@ from act_assets.evaluation.evaluate import (
 from act_assets.evaluation.leaderboard import LeaderboardRow, leaderboard_rows
 from act_assets.evaluation.report.evidence import Evidence
 from act_assets.evaluation.report.html import write_html
-from act_assets.methods import PREDICTORS, TRAINED
 from act_assets.methods.base import Method
+from act_assets.methods.registry import PREDICTORS, TRAINED
 from act_assets.pipeline.stage import Build
 from act_assets.profile import Profile
 from act_assets.roles.build import describe, describe_labels, usage_facts

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from act_assets.methods import METHODS
 from act_assets.methods.base import Method
+from act_assets.methods.registry import METHODS
 from act_assets.pipeline.data import (
     build_action_labels,
     build_ambiguous_requests,

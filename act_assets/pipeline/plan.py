@@ -19,17 +19,18 @@ from pathlib import Path
 from typing import Any
 
 from act_assets.conversation import Utterance
-from act_assets.methods import lineage
 from act_assets.methods.base import Method
+from act_assets.methods.registry import lineage
 from act_assets.pipeline.graph import STAGES
 from act_assets.pipeline.stage import Stage, run_stage, stage_key, up_to_date
 from act_assets.profile import LLMRole
 from act_assets.progress import quiet
 from act_assets.roles.embedded import answer_by_rule
+from act_assets.roles.role import AnnotatorContext, GeneratorContext
 from act_assets.run import Run, evaluated_turns, roles_of, train_subset, turns_of
 from resources.artifacts import MANIFEST, Artifact, ArtifactStore, Key
 from resources.errors import RoleError
-from resources.llm.base import LLMFailure, LLMRequest, LLMResponse, LLMResult, ProviderError
+from resources.llm.base import LLMRequest, LLMResponse, LLMResult, ProviderError
 from resources.llm.budget import estimate_tokens
 from resources.llm.client import LLM
 from resources.llm.memo.memo import Memo, memo_at
@@ -62,11 +63,14 @@ class PlanLine:
 
 
 class Recorder:
-    """Opens models that record the questions they are asked. `asked` has them by role, each with its memo key."""
+    """Opens models that record the questions they are asked. `asked` has them by role, each with its memo key.
 
-    def __init__(self, run: Run, memo: Memo) -> None:
+    The answers are the memo's where it has one, unless `by_rule`; and rules give the others.
+    """
+
+    def __init__(self, run: Run, memo: Memo, *, by_rule: bool = False) -> None:
         self._open = roles_of(run).llm
-        self.memo = memo
+        self.memo, self.by_rule = memo, by_rule
         self.asked: dict[str, list[tuple[str, LLMRequest]]] = {}
         self.memoized: set[str] = set()
 
@@ -89,14 +93,26 @@ class _RecordingLLM(LLM):
         results: list[LLMResult] = []
         for key, request in zip(keys, requests, strict=True):
             self.recorder.asked.setdefault(request.role, []).append((key, request))
-            try:
-                answer = found[key].response() if key in found else None
-                results.append(answer or LLMResponse(answer_by_rule(request.context), request.model))
-            except ProviderError as error:  # a task without a rule for this role
-                results.append(LLMFailure("rejected", str(error), False, request.label))
+            if key in found and not self.recorder.by_rule:
+                results.append(found[key].response())
+            else:
+                results.append(LLMResponse(_stand_in(request.context), request.model))
             if on_done:
                 on_done()
         return results
+
+
+def _stand_in(context: object) -> str:
+    """What a rule says; where a task has none for this question, what the reference says."""
+    try:
+        return answer_by_rule(context)
+    except ProviderError:
+        match context:
+            case AnnotatorContext(turn):
+                return turn.action
+            case GeneratorContext(turn):  # equal to the winner: such a pair is counted and dropped
+                return turn.response.text
+        return "not known"
 
 
 def plan(run: Run, method: Method) -> list[PlanLine]:
@@ -112,30 +128,27 @@ def plan(run: Run, method: Method) -> list[PlanLine]:
         for stage in STAGES.values():
             if stage.group not in ("data", "pairs"):
                 continue
-            recorder = Recorder(run, memo_at(run.calls.memo_folder))
             made = up_to_date(STAGES, stage.name, run, known)
             if made is not None:
                 scratch.store.build(made.key, {"copied": made.content_hash}, _linked(made))
                 played = [r for r in stage.prompts if r in run.profile.roles.played() and run.task.asks(r)]
                 lines += [_done(run, stage, role) for role in played]
                 continue
-            known_after = True
+            recorder = Recorder(run, memo_at(run.calls.memo_folder))
             try:
                 run_stage(STAGES, stage.name, replace(scratch, open_llm=recorder))
-            except RoleError:  # without a stand-in for its answers, what comes after it is not known
-                known_after = False
+            except RoleError:  # an answer in the memo cannot be used: rules stand in for all of them
+                recorder = Recorder(run, recorder.memo, by_rule=True)
+                run_stage(STAGES, stage.name, replace(scratch, open_llm=recorder))
             for name, asked in recorder.asked.items():
                 fresh = {k: r for k, r in asked if k not in recorder.memoized and k not in planned}
                 planned |= fresh.keys()
                 memoized = sum(key in recorder.memoized for key, _ in asked)
                 tokens = sum(map(_prompt_tokens, fresh.values()))
                 lines.append(_line(run, stage, name, recorder.memo, len(asked), memoized, len(fresh), tokens))
-            if not known_after:
-                break
-        else:
-            artifacts = {n: scratch.store.find(stage_key(s, run)) for n, s in STAGES.items()}
-            inputs = {name: artifact for name, artifact in artifacts.items() if artifact is not None}
-            lines += _bounds(replace(scratch, inputs=inputs), run, method, known)
+        artifacts = {n: scratch.store.find(stage_key(s, run)) for n, s in STAGES.items()}
+        inputs = {name: artifact for name, artifact in artifacts.items() if artifact is not None}
+        lines += _bounds(replace(scratch, inputs=inputs), run, method, known)
     return lines
 
 

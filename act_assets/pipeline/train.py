@@ -16,8 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from act_assets.methods import TRAINED
 from act_assets.methods.base import Trained
+from act_assets.methods.registry import TRAINED
 from act_assets.pipeline.stage import Build
 from act_assets.profile import Profile
 from act_assets.progress import bars

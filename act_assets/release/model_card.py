@@ -21,8 +21,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from act_assets.evaluation.evaluate import Metric, read_report
 from act_assets.evaluation.leaderboard import show
-from act_assets.methods import get_method, lineage
 from act_assets.methods.base import Method
+from act_assets.methods.registry import get_method, lineage
 from act_assets.pipeline.graph import STAGES
 from act_assets.pipeline.stage import up_to_date
 from act_assets.profile import Profile, profile_names

@@ -18,7 +18,7 @@ from typing import Any
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from act_assets.methods import get_method
+from act_assets.methods.registry import get_method
 from act_assets.pipeline.graph import STAGES
 from act_assets.pipeline.stage import stage_key, up_to_date
 from act_assets.profile import Profile

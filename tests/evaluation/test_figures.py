@@ -25,7 +25,7 @@ from act_assets.evaluation.report.figures import (
     training_curves,
     verdict_counts,
 )
-from act_assets.methods import TRAINED as METHODS
+from act_assets.methods.registry import TRAINED as METHODS
 from act_assets.training.act import Rollout, Verdict
 from act_assets.training.logging import TrainingPoint
 

@@ -28,8 +28,8 @@ from act_assets.evaluation.evaluate import (
 )
 from act_assets.evaluation.report.evidence import Comparison, Evidence, compare, missing_parts, parts
 from act_assets.evaluation.report.html import trajectory_data, write_html
-from act_assets.methods import PREDICTORS
-from act_assets.methods import TRAINED as METHODS
+from act_assets.methods.registry import PREDICTORS
+from act_assets.methods.registry import TRAINED as METHODS
 from act_assets.metrics.actions import paired_bootstrap_macro_f1_difference
 from act_assets.profile import load_profile
 from act_assets.roles.build import describe

@@ -21,7 +21,7 @@ from act_assets.evaluation.leaderboard import (
     show_interval,
     terminal_table,
 )
-from act_assets.methods import TRAINED as METHODS
+from act_assets.methods.registry import TRAINED as METHODS
 from act_assets.rows import read_rows, write_rows
 
 BASELINES = ("always answer", "always clarify", "question-only logistic regression")

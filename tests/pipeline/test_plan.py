@@ -10,7 +10,7 @@ import pytest
 
 from act_assets.conversation import Conversation
 from act_assets.home import PACKAGE, PROJECT
-from act_assets.methods import METHODS
+from act_assets.methods.registry import METHODS
 from act_assets.pipeline.graph import STAGES
 from act_assets.pipeline.plan import plan
 from act_assets.pipeline.stage import run_stage
@@ -106,3 +106,9 @@ def test_a_role_that_the_task_never_asks_is_in_no_plan(run: Run) -> None:
     assert "perturbation" not in {line.role for line in plan(run, METHODS["act"])}
     told_goals = replace(run, task=replace(run.task, grounding="goal"))
     assert "intent" not in {line.role for line in plan(told_goals, METHODS["act"])}
+
+
+def test_a_task_without_a_rule_for_some_question_is_planned_whole(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = [(line.asset, line.role, line.calls) for line in plan(run, METHODS["act"])]
+    monkeypatch.setattr(type(run.task.rules), "generate", lambda *_: None)
+    assert [(line.asset, line.role, line.calls) for line in plan(run, METHODS["act"])] == expected

@@ -132,12 +132,15 @@ class Memo:
         try:
             while self._pending:
                 batch, self._pending = self._pending, []
-                written = loop.run_in_executor(self._writer, self.append, [record for record, _ in batch])
-                await asyncio.wait([written])
+                failed: Exception | None = None
+                try:
+                    await loop.run_in_executor(self._writer, self.append, [record for record, _ in batch])
+                except Exception as error:  # of the disk, or of an interpreter that is ending
+                    failed = error
                 for _, done in batch:
                     if done.done():  # whoever waited has gone away
                         continue
-                    if failed := written.exception():
+                    if failed is not None:
                         done.set_exception(failed)
                     else:
                         done.set_result(None)

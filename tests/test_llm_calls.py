@@ -19,6 +19,7 @@ import yaml
 from act_assets.defs.assets import ASSETS
 from act_assets.defs.resources import ActSettings
 from act_assets.home import memo_folder
+from act_assets.methods.registry import METHODS
 from act_assets.pipeline.graph import STAGES
 from act_assets.pipeline.plan import PlanLine, plan
 from act_assets.pipeline.stage import StageResult, run_stage
@@ -205,11 +206,11 @@ def test_refresh_asks_again_once_and_keeps_the_old_answers(shop: Workshop) -> No
 
 def test_plan_says_what_will_be_asked_and_asks_nothing(shop: Workshop) -> None:
     def line(asset: str) -> PlanLine:
-        (found,) = [x for x in plan(shop.make_run()) if x.asset == asset]
+        (found,) = [x for x in plan(shop.make_run(), METHODS["act"]) if x.asset == asset]
         return found
 
     before = line("contrastive_pairs")
-    assert (before.calls, before.memoized, before.to_ask, before.bound) == (PAIRS, 0, PAIRS, False)
+    assert (before.calls, before.memoized, before.to_ask, before.bound) == (PAIRS, 0, PAIRS, "")
     assert before.cost_usd is None, "a server of one's own has no known price"
     bound = line("act_checkpoint")
     assert bound.bound and bound.calls == bound.to_ask > 0

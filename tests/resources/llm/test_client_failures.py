@@ -217,8 +217,8 @@ def test_an_interrupt_keeps_what_is_under_way_and_sends_nothing_more(
 
     async def answer() -> str:
         if len(provider.asked) == under_way and not interrupted.is_set():
+            interrupted.set()  # one interrupt: a second one ends the waiting
             await asyncio.sleep(0.02)
-            interrupted.set()
             os.kill(os.getpid(), signal.SIGINT)
         await asyncio.sleep(0.1)
         return "paid"

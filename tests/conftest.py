@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
+import json
 import os
 import random
 import sys
@@ -136,3 +138,13 @@ def tiny_tokenizer(pacific: Task, sample: TaskData) -> Any:
     from act_assets.training.base_policy import train_tokenizer, warm_up_texts
 
     return train_tokenizer([m.content for g in warm_up_texts(pacific, sample.train[:60]) for m in g], 1024)
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fifty-two training and six validation conversations of the sample."""
+    folder = tmp_path_factory.mktemp("data")
+    for name, count in (("train.json", 52), ("validation.json", 6)):
+        items = json.loads(gzip.decompress((REPO / "datasets/sample/pacific" / f"{name}.gz").read_bytes()))
+        (folder / name).write_text(json.dumps(items[:count]))
+    return folder

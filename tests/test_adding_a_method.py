@@ -78,8 +78,10 @@ def test_a_method_is_trained_after_what_it_starts_from() -> None:
 
 @pytest.mark.end_to_end
 @pytest.mark.timeout(900)
-def test_a_method_of_another_package_goes_through_the_whole_graph(packages: Any, tmp_path: Path) -> None:
-    environment = packages.installed(PAGE, tmp_path)
+def test_a_method_of_another_package_goes_through_the_whole_graph(
+    packages: Any, small_data: Path, tmp_path: Path
+) -> None:
+    environment = {**packages.installed(PAGE, tmp_path), "ACT_DATA_DIR": str(small_data)}
     run = ("--task", "pacific", "--train-size", "50", "--profile", TINY, "--method", "ask_more")
     planned = packages.act(environment, "plan", *run)
     assert "evaluation_ask_more pacific|50" in planned.stdout, planned.stderr

@@ -23,16 +23,6 @@ PROFILE = ["--profile", str(REPO / "tests" / "tiny.yaml")]
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(900)]
 
 
-@pytest.fixture(scope="module")
-def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Fifty-two training and six validation conversations of the sample."""
-    folder = tmp_path_factory.mktemp("data")
-    for name, count in (("train.json", 52), ("validation.json", 6)):
-        items = json.loads(gzip.decompress((REPO / "datasets/sample/pacific" / f"{name}.gz").read_bytes()))
-        (folder / name).write_text(json.dumps(items[:count]))
-    return folder
-
-
 def _environment(home: Path, data: Path) -> dict[str, str]:
     return {**os.environ, "ACT_HOME": str(home), "ACT_DATA_DIR": str(data), "COLUMNS": "100"}
 

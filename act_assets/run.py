@@ -1,7 +1,9 @@
 """One run of the pipeline: what a stage, a method and a training process are given, and how they read their inputs.
 
-run = make_run("laptop", seed=0, task="pacific", train_size=50)
-turns = turns_of(run, conversations_of(run, "train"))
+    run = make_run("laptop", seed=0, task="pacific", train_size=50)
+    turns = turns_of(run, conversations_of(run, "train"))
+
+Below pipeline and methods, so that both speak of the same record.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from act_assets.home import PROJECT
 from act_assets.methods import registry
 from act_assets.methods.base import Method
 from act_assets.methods.registry import METHODS, get_method, lineage
-from act_assets.pipeline.graph import STAGES
+from act_assets.pipeline.graph import STAGES, by_name, stages_of
 from resources.errors import ActError
 
 PAGE = PROJECT / "docs" / "adding-a-method.md"
@@ -33,10 +33,16 @@ def test_a_method_that_neither_trains_nor_predicts_is_refused() -> None:
             Method(name="nothing", title="", full_name="", summary="", section="", **wrong)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("wrong", [{"name": "intents"}, {"name": "Ask more"}, {"needs": ["raw_dataset"]}])
+@pytest.mark.parametrize("wrong", [{"name": "Ask more"}, {"needs": ["raw_dataset"]}])
 def test_a_method_that_would_break_the_graph_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="method"):
         replace(METHODS["act"], **wrong)
+
+
+def test_a_method_whose_asset_is_there_already_is_refused() -> None:
+    with pytest.raises(ActError) as refused:
+        by_name([*STAGES.values(), *stages_of(replace(METHODS["act"], name="intents"))])
+    assert "evaluation_intents" in refused.value.what
 
 
 class Point:

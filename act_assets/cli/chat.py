@@ -30,8 +30,7 @@ from act_assets.roles.role import require_all
 from act_assets.run import Run, equipped_task, evaluated_turns, intents_in, make_run, roles_of
 from act_assets.seeds import derive_seed
 from act_assets.tasks.base import Task
-from act_assets.training.generation import TransformersEngine
-from act_assets.training.policy import ModelPolicy, PromptEncoder, SamplingSettings, load_model, pick_device
+from act_assets.training.policy import load_policy
 from act_assets.trajectory import ActionClassifier, ConversationPolicy, Dialogue, UserSimulator, dialogue_seeds
 from resources.artifacts import Key
 from resources.errors import ActError
@@ -198,17 +197,11 @@ def load_talk(run: Run, method: str, temperature: float) -> Talk:
     """A checkpoint, ready to talk; `run.inputs` holds the raw dataset and the conversations."""
     from act_assets.release.publish import checkpoint_of  # huggingface_hub, and below torch
 
-    settings, role = run.profile.policy, run.profile.roles.simulator
+    role = run.profile.roles.simulator
     checkpoint = checkpoint_of(run, method)
     task = equipped_task(run)
     typer.echo(f"loading {checkpoint.key} ...", err=True)
-    model, chat_format = load_model(checkpoint.file("model"))
-    policy = ModelPolicy(
-        TransformersEngine(model.to(pick_device()), chat_format.end_id, chat_format.pad_id, batch_size=1),
-        chat_format,
-        PromptEncoder(task, chat_format, settings.max_prompt_tokens),
-        SamplingSettings(settings.max_length, settings.max_new_tokens, temperature),
-    )
+    policy = load_policy(checkpoint.file("model"), task, run.profile.policy, batch_size=1, temperature=temperature)
     talk = Talk(task, policy, RuleClassifier(task), run.profile.act.max_clarifications, run.seed)
     intents = run.store.find(Key("evaluation_intents", task.name))
     if intents is None or (role.base_url is None and missing_keys([role.provider])):

@@ -54,13 +54,12 @@ def export(
         return
     from act_assets.release.publish import export_model  # huggingface_hub
 
-    folder = to.expanduser()
-    card = export_model(run, chosen.name, folder, adapter=adapter, push=push)
-    sizes = [path.stat().st_size for path in folder.iterdir()]
-    typer.echo(f"{len(sizes)} files, {size_text(sum(sizes))} in {folder}")
+    card = export_model(run, chosen.name, to, adapter=adapter, push=push)
+    sizes = [path.stat().st_size for path in to.iterdir()]
+    typer.echo(f"{len(sizes)} files, {size_text(sum(sizes))} in {to}")
     if not card.data.get("eval_results"):
         typer.echo("the model card has no figures: the evaluation is missing or not up to date (act run)")
     if push:
         typer.echo(f"pushed to https://huggingface.co/{push} (a new repository is private)")
     elif not adapter:
-        typer.echo(f"vllm serve {folder}, or AutoModelForCausalLM.from_pretrained: README.md there says how")
+        typer.echo(f"vllm serve {to}, or AutoModelForCausalLM.from_pretrained: README.md there says how")

@@ -19,7 +19,6 @@ from act_assets.run import Run
 from act_assets.tasks import modules_hash
 from act_assets.training.logging import TrainingPoint
 
-RESERVED = ("intents",)  # `evaluation_intents` is an asset already
 Trained = tuple[dict[str, Any], list[TrainingPoint]]
 """The facts of a training, and its curve."""
 
@@ -48,8 +47,8 @@ class Method(MethodRow):
     version: int = 1  # raise it when the code changes what comes out
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name) or self.name in RESERVED:
-            raise ValueError(f"method {self.name!r}: its name is of small letters, and makes assets of its own")
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
+            raise ValueError(f"method {self.name!r}: its name is of small letters, digits and underscores")
         if not isinstance(self.needs, tuple) or not isinstance(self.asks, tuple):
             raise ValueError(f"method {self.name}: `needs` and `asks` are tuples")
         if (self.train is None) == (self.predict is None) or bool(self.starts_from) != (self.train is not None):

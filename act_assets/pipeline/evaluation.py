@@ -34,8 +34,7 @@ from act_assets.run import (
     roles_of,
     train_subset,
 )
-from act_assets.training.generation import TransformersEngine
-from act_assets.training.policy import ModelPolicy, PromptEncoder, SamplingSettings, load_model, pick_device
+from act_assets.training.policy import load_policy
 from resources.artifacts import Artifact, Key
 from resources.errors import DataError
 from resources.files import atomic_file
@@ -46,15 +45,12 @@ def evaluation_of(method: Method) -> Build:
 
     def build(run: Run, folder: Path) -> dict[str, Any]:
         profile, task, turns = run.profile, equipped_task(run), evaluated_turns(run)
-        model, chat = load_model(run.inputs[method.checkpoint].file("model"))
-        engine = TransformersEngine(
-            model.to(pick_device()), chat.end_id, chat.pad_id, batch_size=profile.evaluation.batch_size
-        )
-        policy = ModelPolicy(
-            engine,
-            chat,
-            PromptEncoder(task, chat, profile.policy.max_prompt_tokens),
-            SamplingSettings(profile.policy.max_length, profile.policy.max_new_tokens, profile.evaluation.temperature),
+        policy = load_policy(
+            run.inputs[method.checkpoint].file("model"),
+            task,
+            profile.policy,
+            batch_size=profile.evaluation.batch_size,
+            temperature=profile.evaluation.temperature,
         )
         roles = roles_of(run)
         classifier, simulator = roles.classifier(train_subset(run)), roles.simulator()

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from act_assets.methods.base import Method
@@ -34,6 +34,7 @@ from act_assets.pipeline.stage import Stage
 from act_assets.pipeline.train import training_of
 from act_assets.run import Run, role_settings
 from act_assets.training.base_policy import local_files
+from resources.errors import ActError
 
 PAIR_SETTINGS = role_settings("generator", "in_context_conversations")
 SUBSET = ("train_subset", "conversations")
@@ -45,7 +46,7 @@ def _with_source(method: Method, fingerprint: Callable[[Run], Any]) -> Callable[
     return fingerprint if method.source is None else lambda run: [fingerprint(run), method.source]
 
 
-def _of_method(method: Method) -> tuple[Stage, ...]:
+def stages_of(method: Method) -> tuple[Stage, ...]:
     """The stages that a method brings: its checkpoint, if it trains, and its evaluation."""
     if method.train is None:
         return (
@@ -94,9 +95,22 @@ def _of_method(method: Method) -> tuple[Stage, ...]:
     )
 
 
-STAGES: dict[str, Stage] = {
-    s.name: s
-    for s in (
+def by_name(stages: Iterable[Stage]) -> dict[str, Stage]:
+    """Raises ActError where two stages make one asset, as when a method has the name of something else."""
+    found: dict[str, Stage] = {}
+    for stage in stages:
+        if stage.name in found:
+            raise ActError(
+                f"two stages make the asset {stage.name}",
+                where="the graph",
+                todo="give the method that brings it another name",
+            )
+        found[stage.name] = stage
+    return found
+
+
+STAGES = by_name(
+    (
         Stage(
             "raw_dataset",
             False,
@@ -204,7 +218,7 @@ STAGES: dict[str, Stage] = {
             group="pairs",
             pool="llm",
         ),
-        *(stage for method in METHODS.values() for stage in _of_method(method)),
+        *(stage for method in METHODS.values() for stage in stages_of(method)),
         Stage(
             "leaderboard",
             False,
@@ -228,4 +242,4 @@ STAGES: dict[str, Stage] = {
             kind="html",
         ),
     )
-}
+)

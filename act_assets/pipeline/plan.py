@@ -173,7 +173,8 @@ def _linked(artifact: Artifact) -> Callable[[Path], Mapping[str, Any]]:
 
 def _bounds(scratch: Run, run: Run, method: Method, known: dict[Key, Artifact | None]) -> list[PlanLine]:
     """What trainings and evaluations ask at most: the policy decides which turns are replied to, and how often."""
-    train = turns_of(run, train_subset(scratch))
+    subset = train_subset(scratch)
+    train = turns_of(run, subset)
     clarifying = [t for t in train if not run.task.action(t.action).ends_trajectory]
     evaluated = evaluated_turns(scratch)
     most, word = run.profile.act.max_clarifications, "word " * TURN_TOKENS
@@ -189,7 +190,7 @@ def _bounds(scratch: Run, run: Run, method: Method, known: dict[Key, Artifact | 
             stage, recorder = STAGES[asset], Recorder(run, memo_at(run.calls.memo_folder))
             roles = roles_of(replace(scratch, open_llm=recorder))
             roles.simulator().reply(replied, [word] * len(replied), [said] * len(replied))
-            roles.classifier(train_subset(scratch)).classify(turns, [word] * len(turns))
+            roles.classifier(subset).classify(turns, [word] * len(turns))
             if up_to_date(STAGES, asset, run, known) is not None:
                 lines += [_done(run, stage, role) for role in recorder.asked]
                 continue

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from act_assets.conversation import TurnState, Utterance
+from act_assets.profile import Policy
 from act_assets.tasks.base import Task, fit_prompt
 from act_assets.training.chat_template import ChatFormat
-from act_assets.training.generation import RolloutEngine
+from act_assets.training.generation import RolloutEngine, TransformersEngine
 from act_assets.trajectory import Dialogue
 from resources.errors import TrainingError
 
@@ -165,3 +166,14 @@ class ModelPolicy:
             truncated = not ids or ids[-1] != self.chat.end_id
             result[i] = Utterance("assistant", self.chat.text(ids), "", tuple(ids), truncated)
         return result
+
+
+def load_policy(folder: Path, task: Task, settings: Policy, *, batch_size: int, temperature: float) -> ModelPolicy:
+    """A checkpoint's model as the policy that an evaluation or a chat asks, on the GPU where there is one."""
+    model, chat = load_model(folder)
+    return ModelPolicy(
+        TransformersEngine(model.to(pick_device()), chat.end_id, chat.pad_id, batch_size=batch_size),
+        chat,
+        PromptEncoder(task, chat, settings.max_prompt_tokens),
+        SamplingSettings(settings.max_length, settings.max_new_tokens, temperature),
+    )

@@ -8,16 +8,23 @@ import json
 import os
 import random
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from act_assets.conversation import ContextBlock, Conversation, Message, Reading, Turn, TurnState
+from act_assets.home import PACKAGE
 from act_assets.profile import Profile, load_profile
+from act_assets.progress import quiet
+from act_assets.run import Run
 from act_assets.tasks import get_task
 from act_assets.tasks.base import Task, TaskData
 from act_assets.tasks.pacific.answer import reference
+from resources.artifacts import ArtifactStore
+from resources.llm.service import CallSettings
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core each: threads of two workers would wait for each other
@@ -57,6 +64,30 @@ def checkpoints(tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -
         environment.delenv("ACT_DATA_DIR", raising=False)
         beside(REPO / "tests" / "checkpoints.py").fill(tiny_tokenizer)
     return home
+
+
+@pytest.fixture(scope="session")
+def run_below(pacific: Task, tiny_profile: Profile) -> Callable[..., Run]:
+    """Makes a run with the tiny profile over the bundled sample, whose artifacts lie below a folder."""
+
+    def make(root: Path, **changes: Any) -> Run:
+        run = Run(
+            task=pacific,
+            train_size=50,
+            seed=0,
+            profile=tiny_profile,
+            store=ArtifactStore(root / "artifacts", "tiny-seed0"),
+            data_dir=SAMPLE,
+            data_origin="bundled sample",
+            prompts_dir=PACKAGE / "prompts",
+            reports_dir=root / "reports",
+            progress=quiet,
+            launch=lambda job: None,
+            calls=CallSettings(root / "memo"),
+        )
+        return replace(run, **changes)
+
+    return make
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ what the class counts say; what counts how often; what is an error and no score.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,22 +23,17 @@ from act_assets.evaluation.evaluate import (
     score_trajectories,
     write_report,
 )
-from act_assets.home import PACKAGE
 from act_assets.methods.baselines import question_only
 from act_assets.pipeline.graph import STAGES
 from act_assets.pipeline.stage import run_stage
-from act_assets.profile import Profile
-from act_assets.progress import quiet
 from act_assets.roles import GoldUser, RuleClassifier
 from act_assets.run import Run, equipped_task, evaluated_turns, evaluation_side
 from act_assets.tasks import data_folder, get_task
 from act_assets.tasks.base import Scores, Task, TaskData
 from act_assets.tasks.pacific.answer import PacificJudge
 from act_assets.trajectory import Dialogue
-from resources.artifacts import ArtifactStore
 from resources.errors import DataError, RoleError
 from resources.llm.base import LLMFailure
-from resources.llm.service import CallSettings
 
 pytestmark = pytest.mark.integration
 
@@ -97,24 +92,13 @@ def figure(report: EvaluationReport, name: str) -> tuple[float | None, int]:
 
 
 @pytest.fixture(scope="module", params=["pacific", "abg_coqa", "ambig_sql"])
-def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_profile: Profile) -> Run:
+def prepared(
+    run_below: Callable[..., Run], request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Run:
     """A run with the task's evaluated side made from the bundled sample."""
     root = tmp_path_factory.mktemp(request.param)
     folder, origin = data_folder(request.param)
-    made = Run(
-        task=get_task(request.param),
-        train_size=50,
-        seed=0,
-        profile=tiny_profile,
-        store=ArtifactStore(root, "oracles"),
-        data_dir=folder,
-        data_origin=origin,
-        prompts_dir=PACKAGE / "prompts",
-        reports_dir=root,
-        progress=quiet,
-        launch=lambda job: None,
-        calls=CallSettings(root / "memo"),
-    )
+    made = run_below(root, task=get_task(request.param), data_dir=folder, data_origin=origin)
     stages = ("raw_dataset", "ambiguous_requests", "conversations")
     return replace(made, inputs={name: run_stage(STAGES, name, made).artifact for name in stages})
 

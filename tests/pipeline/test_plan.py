@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from act_assets.conversation import Conversation
-from act_assets.home import PACKAGE, PROJECT
 from act_assets.methods.registry import METHODS
 from act_assets.pipeline.graph import STAGES
 from act_assets.pipeline.plan import plan
 from act_assets.pipeline.stage import run_stage
 from act_assets.profile import LLMRole, Profile, SourcedRole
-from act_assets.progress import quiet
 from act_assets.roles.embedded import MODEL
 from act_assets.run import Run
 from act_assets.tasks.base import Task, TaskData
 from act_assets.tasks.pacific.task import PacificReader
-from resources.artifacts import ArtifactStore
-from resources.llm.service import CallSettings
 
 pytestmark = pytest.mark.integration
 
@@ -37,7 +33,14 @@ class Reader(PacificReader):
 
 
 @pytest.fixture
-def run(pacific: Task, sample: TaskData, ambiguous: Conversation, tiny_profile: Profile, tmp_path: Path) -> Run:
+def run(
+    run_below: Callable[..., Run],
+    pacific: Task,
+    sample: TaskData,
+    ambiguous: Conversation,
+    tiny_profile: Profile,
+    tmp_path: Path,
+) -> Run:
     """Fifty training conversations and four validation ones, a request with three readings on each side."""
     turns = tuple(replace(t, turn_id="sales-2") for t in ambiguous.turns)
     reader = Reader(
@@ -46,19 +49,10 @@ def run(pacific: Task, sample: TaskData, ambiguous: Conversation, tiny_profile: 
     )
     annotator = SourcedRole(source="llm", llm=LLMRole(provider="embedded", model=MODEL))
     roles = tiny_profile.roles.model_copy(update={"annotator": annotator})
-    return Run(
+    return run_below(
+        tmp_path,
         task=replace(pacific, reader=reader),
-        train_size=50,
-        seed=0,
         profile=tiny_profile.model_copy(update={"action_supervision": "pseudo", "roles": roles}),
-        store=ArtifactStore(tmp_path / "artifacts", "plan"),
-        data_dir=PROJECT / "datasets" / "sample" / "pacific",
-        data_origin="bundled sample",
-        prompts_dir=PACKAGE / "prompts",
-        reports_dir=tmp_path,
-        progress=quiet,
-        launch=lambda job: None,
-        calls=CallSettings(tmp_path / "memo"),
     )
 
 

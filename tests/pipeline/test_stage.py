@@ -12,13 +12,10 @@ import pytest
 
 from act_assets.home import PACKAGE
 from act_assets.pipeline.stage import Stage, announcing, run_stage, up_to_date
-from act_assets.profile import TRANSPORT, LLMRole, Profile
-from act_assets.progress import quiet
+from act_assets.profile import TRANSPORT, LLMRole
 from act_assets.run import Run
-from act_assets.tasks.base import Task
-from resources.artifacts import Artifact, ArtifactStore, Key
+from resources.artifacts import Artifact, Key
 from resources.errors import ActError, PromptError
-from resources.llm.service import CallSettings
 
 
 def build_lines(run: Run, folder: Path) -> dict[str, Any]:
@@ -61,24 +58,11 @@ def _source(run: Run) -> Path:
 
 
 @pytest.fixture
-def run(tmp_path: Path, pacific: Task, tiny_profile: Profile) -> Run:
+def run(run_below: Callable[..., Run], tmp_path: Path) -> Run:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "source.txt").write_text("one\ntwo\n")
     shutil.copytree(PACKAGE / "prompts", tmp_path / "prompts")
-    return Run(
-        task=pacific,
-        train_size=50,
-        seed=0,
-        profile=tiny_profile,
-        store=ArtifactStore(tmp_path / "artifacts", "tiny-seed0"),
-        data_dir=tmp_path / "data",
-        data_origin="test",
-        prompts_dir=tmp_path / "prompts",
-        reports_dir=tmp_path / "reports",
-        progress=quiet,
-        launch=lambda job: None,
-        calls=CallSettings(tmp_path / "memo"),
-    )
+    return run_below(tmp_path, data_dir=tmp_path / "data", data_origin="test", prompts_dir=tmp_path / "prompts")
 
 
 def made(run: Run, stages: dict[str, Stage] = STAGES) -> list[str]:

@@ -1,10 +1,8 @@
-"""docs/adding-a-method.md as it stands: its example is installed as a package and taken through the whole graph."""
+"""What a method has to be, and its page; test_end_to_end.py installs the page's example as a package."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +15,6 @@ from act_assets.pipeline.graph import STAGES, by_name, stages_of
 from resources.errors import ActError
 
 PAGE = PROJECT / "docs" / "adding-a-method.md"
-TINY = str(PROJECT / "tests" / "tiny.yaml")
 
 
 def test_the_example_is_shorter_than_sixty_lines_and_the_page_explains_every_field(packages: Any) -> None:
@@ -80,31 +77,3 @@ def test_a_method_is_trained_after_what_it_starts_from() -> None:
     with pytest.raises(ActError, match="unknown method") as refused:
         get_method("baselines")
     assert refused.value.todo == "choose sft or act"
-
-
-@pytest.mark.end_to_end
-@pytest.mark.timeout(900)
-def test_a_method_of_another_package_goes_through_the_whole_graph(
-    packages: Any, small_data: Path, tmp_path: Path
-) -> None:
-    environment = {**packages.installed(PAGE, tmp_path), "ACT_DATA_DIR": str(small_data)}
-    run = ("--task", "pacific", "--train-size", "50", "--profile", TINY, "--method", "ask_more")
-    planned = packages.act(environment, "plan", *run)
-    assert "evaluation_ask_more pacific|50" in planned.stdout, planned.stderr
-    done = packages.act(environment, "run", *run)
-    assert done.returncode == 0, done.stdout + done.stderr
-    others = {"act_checkpoint", "evaluation_act"}
-    wanted = {*STAGES, "ask_more_checkpoint", "evaluation_ask_more"} - others
-    assert {p.name for p in (tmp_path / "home" / "artifacts").iterdir()} == wanted
-    assert f"{len(wanted)} of {len(wanted)} assets made" in done.stdout
-    assert "ask_more" in done.stdout, "it has a row in the table"
-    (found,) = (tmp_path / "home" / "artifacts" / "evaluation_ask_more").rglob("report.json")
-    assert json.loads(found.read_text())["method"] == "ask_more"
-    assert "ask_more" in (tmp_path / "home" / "reports" / "pacific-tiny-seed0.html").read_text()
-    exported = packages.act(environment, "export", "model", *run, "--out", str(tmp_path / "checkpoint"))
-    assert exported.returncode == 0, exported.stderr
-    assert "Ask more" in (tmp_path / "checkpoint" / "README.md").read_text()
-    (source,) = (tmp_path / "site").rglob("ask_more.py")
-    source.write_text(source.read_text() + "# edited\n")
-    again = packages.act(environment, "run", *run)
-    assert f"1 of {len(wanted)} assets made" in again.stdout, "its checkpoint, whose content is the same"

@@ -5,16 +5,21 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from act_assets.pipeline.graph import STAGES
+from act_assets.pipeline.stage import run_stage
+from act_assets.pipeline.train import read_job, run_job
+from act_assets.run import make_run
 
 REPO = Path(__file__).resolve().parent.parent
 RUN = [sys.executable, "-m", "act_assets.cli.app", "run", "--task", "pacific", "--train-size", "50"]
@@ -75,10 +80,16 @@ def test_a_second_run_recomputes_nothing_and_says_so(
     assert _contents(home) == before
 
 
-def test_killing_the_run_at_any_stage_and_running_again_gives_the_same_artifacts(
+def test_a_run_that_is_killed_again_and_again_comes_to_the_same_artifacts(
     finished: tuple[Path, subprocess.CompletedProcess[str]], small_data: Path, tmp_path: Path
 ) -> None:
-    for stage in ("conversations", "base_policy", "sft_checkpoint", "act_checkpoint", "evaluation_act"):
+    """Its training process first, then the run itself: while it asks for pairs, and in the midst of a training."""
+    said = _end_a_training_process(tmp_path, small_data)
+    assert "the training process was ended by signal 9 (SIGKILL)" in said
+    assert "run again" in said
+    assert "Traceback" not in said
+    assert (tmp_path / "artifacts" / "conversations" / "pacific" / "current" / "tiny-seed0").is_file()
+    for stage in ("contrastive_pairs", "act_checkpoint"):
         _run_and_kill_during(stage, tmp_path, small_data)
     last = subprocess.run(
         RUN + PROFILE, env=_environment(tmp_path, small_data), capture_output=True, text=True, check=False
@@ -86,6 +97,23 @@ def test_killing_the_run_at_any_stage_and_running_again_gives_the_same_artifacts
     assert last.returncode == 0, last.stdout + last.stderr
     assert _contents(tmp_path) == _contents(finished[0])
     assert not list((tmp_path / "artifacts").rglob(".building-*")), "what was left half-built is swept"
+
+
+def _end_a_training_process(home: Path, data: Path) -> str:
+    """SIGKILL to the first training process of a run; gives what the run says."""
+    with (home / "out.txt").open("w") as log:
+        process = subprocess.Popen(RUN + PROFILE, env=_environment(home, data), stdout=log, stderr=log)
+    deadline = time.monotonic() + 300
+    victim = None
+    while victim is None and process.poll() is None and time.monotonic() < deadline:
+        victim = next(
+            (c for c in psutil.Process(process.pid).children() if "act_assets.pipeline.train" in _command(c)), None
+        )
+        time.sleep(0.05)
+    assert victim is not None, (home / "out.txt").read_text()
+    victim.kill()
+    assert process.wait(timeout=120) == 1
+    return (home / "out.txt").read_text()
 
 
 def _run_and_kill_during(stage: str, home: Path, data: Path) -> None:
@@ -115,48 +143,66 @@ def _command(process: psutil.Process) -> str:
         return ""
 
 
-def test_a_killed_training_process_is_a_clear_error_and_keeps_what_was_made(small_data: Path, tmp_path: Path) -> None:
-    with (tmp_path / "out.txt").open("w") as log:
-        process = subprocess.Popen(RUN + PROFILE, env=_environment(tmp_path, small_data), stdout=log, stderr=log)
-    deadline = time.monotonic() + 300
-    victim = None
-    while victim is None and process.poll() is None and time.monotonic() < deadline:
-        victim = next(
-            (c for c in psutil.Process(process.pid).children() if "act_assets.pipeline.train" in _command(c)), None
-        )
-        time.sleep(0.05)
-    assert victim is not None, (tmp_path / "out.txt").read_text()
-    victim.kill()
-    assert process.wait(timeout=120) == 1
-    said = (tmp_path / "out.txt").read_text()
-    assert "the training process was ended by signal 9 (SIGKILL)" in said
-    assert "run again" in said
-    assert "Traceback" not in said
-    assert (tmp_path / "artifacts" / "conversations" / "pacific" / "current" / "tiny-seed0").is_file()
+def _command(process: psutil.Process) -> str:
+    """Its command line; empty for one that is gone by now (libraries start short-lived helpers)."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
 
 
 @pytest.mark.parametrize("task", ["abg_coqa", "ambig_sql"])
-def test_the_other_tasks_go_through_the_whole_graph(task: str, tmp_path: Path) -> None:
-    """From the bundled sample; for stories, its first items, so that it does not take minutes."""
-    environment = {**os.environ, "ACT_HOME": str(tmp_path / "home"), "COLUMNS": "100"}
+def test_the_other_tasks_go_through_the_whole_graph(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the bundled sample, stage by stage in this process; of the stories the first items."""
+    monkeypatch.setenv("ACT_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("ACT_DATA_DIR", raising=False)
     if task == "abg_coqa":
-        environment["ACT_DATA_DIR"] = str(_few_stories(tmp_path / "data"))
-    command = [sys.executable, "-m", "act_assets.cli.app", "run", "--task", task, "--train-size", "50", *PROFILE]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{len(STAGES)} of {len(STAGES)} assets made" in done.stdout
-    home = tmp_path / "home"
-    (found,) = (home / "artifacts" / "evaluation_act").rglob("report.json")
-    report = json.loads(found.read_text())
+        monkeypatch.setenv("ACT_DATA_DIR", str(_few_stories(tmp_path / "data")))
+
+    def train(job: Path) -> None:
+        run_job(*read_job(job))
+
+    run = make_run(PROFILE[1], 0, task, 50, train)
+    results = {name: run_stage(STAGES, name, run) for name in STAGES}
+    assert not any(result.reused for result in results.values())
+    report = json.loads(results["evaluation_act"].artifact.file("report.json").read_text())
     assert report["side"] == "test"
     assert report["judge"].startswith({"abg_coqa": "cosine similarity", "ambig_sql": "execution match"}[task])
     figures = {m["name"]: m for m in report["metrics"]}
     main = {"abg_coqa": "similarity", "ambig_sql": "execution match"}[task]
     assert 0 <= figures[f"trajectory {main}"]["value"] <= 1
-    assert "paper: Zephyr 7B-beta" in done.stdout
-    assert (home / "reports" / f"{task}-tiny-seed0.html").is_file()
-    again = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert "nothing to recompute" in again.stdout
+    assert "Zephyr 7B-beta" in (tmp_path / "home" / "reports" / f"{task}-tiny-seed0.html").read_text()
+    assert all(run_stage(STAGES, name, run).reused for name in STAGES)
+
+
+METHOD_PAGE = REPO / "docs" / "adding-a-method.md"
+
+
+def test_a_method_of_another_package_is_trained_on_what_is_there(
+    finished: tuple[Path, subprocess.CompletedProcess[str]], packages: Any, small_data: Path, tmp_path: Path
+) -> None:
+    """docs/adding-a-method.md as it stands, installed as a package."""
+    environment = {**packages.installed(METHOD_PAGE, tmp_path), "ACT_DATA_DIR": str(small_data)}
+    home = Path(shutil.copytree(finished[0], environment["ACT_HOME"]))
+    before = _contents(home)
+    run = (*RUN[4:], *PROFILE, "--method", "ask_more")
+    done = packages.act(environment, "run", *run)
+    assert done.returncode == 0, done.stdout + done.stderr
+    mine = {"ask_more_checkpoint pacific|50", "evaluation_ask_more pacific|50"}
+    assert before.keys() | mine == _contents(home).keys()
+    unchanged = {key: files for key, files in _contents(home).items() if key not in mine and "leaderboard" not in key}
+    assert unchanged.items() <= before.items(), "made again: nothing of the other methods"
+    assert "ask_more" in done.stdout, "it has a row in the table"
+    (found,) = (home / "artifacts" / "evaluation_ask_more").rglob("report.json")
+    assert json.loads(found.read_text())["method"] == "ask_more"
+    assert "ask_more" in (home / "reports" / "pacific-tiny-seed0.html").read_text()
+    exported = packages.act(environment, "export", "model", *run, "--out", str(tmp_path / "checkpoint"))
+    assert exported.returncode == 0, exported.stderr
+    assert "Ask more" in (tmp_path / "checkpoint" / "README.md").read_text()
+    (source,) = (tmp_path / "site").rglob("ask_more.py")
+    source.write_text(source.read_text() + "# edited\n")
+    edited = packages.act(environment, "export", "model", *run, "--out", str(tmp_path / "another"))
+    assert edited.returncode == 1, "its checkpoint is one of other code now"
 
 
 def _few_stories(folder: Path) -> Path:

@@ -122,16 +122,24 @@ def kill_after(updates: int) -> None:
 
 
 def launched(job: Path) -> None:
-    """One process of a launch: trains, and leaves the losses beside the job."""
+    """One process of a launch: trains; the first leaves the losses, and where it and the launcher listen."""
+    import deepspeed
+    import psutil
+
     from resources.compute import end_with_launcher, join_processes
 
     end_with_launcher()
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would be compiled for a minute
     join_processes()
     wanted = json.loads(job.read_text())
     variant = replace(VARIANTS[wanted["variant"]], compute=Compute.model_validate(wanted["compute"]))
     _, points = train(variant, Path(wanted["folder"]))
     if os.environ["RANK"] == "0":
-        job.with_name("losses.json").write_text(json.dumps([asdict(p) for p in points]))
+        family = [psutil.Process(), psutil.Process().parent()]
+        listening = [c.laddr.ip for p in family for c in p.net_connections() if c.status == psutil.CONN_LISTEN]
+        job.with_name("seen.json").write_text(
+            json.dumps({"points": [asdict(p) for p in points], "listening": listening})
+        )
 
 
 if __name__ == "__main__":

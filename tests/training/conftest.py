@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from act_assets.training.base_policy import build_model
 from act_assets.training.chat_template import ChatFormat
 from act_assets.training.policy import PromptEncoder, save_model
 from resources.llm.client import LLM
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # processes that tests start import small_training.py
 
 
 @pytest.fixture(scope="session")

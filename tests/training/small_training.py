@@ -1,6 +1,5 @@
 """A small SFT or ACT on real PACIFIC turns, in this process or in one that kills itself after some updates.
 
-python tests/training/small_training.py VARIANT FOLDER KILL_AT
 python tests/training/small_training.py JOB.json          # as a launcher starts it: {"variant": ..., "folder": ...}
 """
 
@@ -106,7 +105,7 @@ def train(variant: Variant, folder: Path) -> tuple[dict[str, Any], list[Any]]:
     )
 
 
-def kill_after(updates: int) -> None:
+def train_until_killed(variant: str, folder: Path, updates: int) -> None:
     """This process ends itself, as kill -9 does, in the middle of update number `updates` + 1 of those made here."""
     from act_assets.training.optimizer import Updater
 
@@ -119,6 +118,7 @@ def kill_after(updates: int) -> None:
         return step(self, *arguments)
 
     Updater.step = dying  # type: ignore[method-assign]
+    train(VARIANTS[variant], folder)
 
 
 def launched(job: Path) -> None:
@@ -143,8 +143,4 @@ def launched(job: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 2:
-        launched(Path(sys.argv[1]))
-    else:
-        kill_after(int(sys.argv[3]))
-        train(VARIANTS[sys.argv[1]], Path(sys.argv[2]))
+    launched(Path(sys.argv[1]))

@@ -6,9 +6,8 @@ import hashlib
 import random
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,8 @@ from resources.errors import RoleError, TrainingError
 pytestmark = pytest.mark.integration
 
 Alone = Callable[[str], tuple[list[Any], Path]]
-SMALL = Path(__file__).resolve().parent / "small_training.py"
+PROCESSES = get_context("forkserver")  # killed ones begin with the libraries loaded
+PROCESSES.set_forkserver_preload(["torch", "transformers.models.llama.modeling_llama", "accelerate", "datasets"])
 
 
 def _content(folder: Path) -> dict[str, str]:
@@ -30,10 +30,11 @@ def _content(folder: Path) -> dict[str, str]:
     return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
-def _killed(variant: str, folder: Path, after: int) -> None:
-    command = [sys.executable, str(SMALL), variant, str(folder), str(after)]
-    ended = subprocess.run(command, capture_output=True, text=True)
-    assert ended.returncode == -signal.SIGKILL, ended.stderr
+def _killed(small: Any, variant: str, folder: Path, after: int) -> None:
+    process = PROCESSES.Process(target=small.train_until_killed, args=(variant, folder, after))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     shutil.rmtree(folder / "out")  # as the artifact store does with what was half built
 
 
@@ -43,12 +44,12 @@ def test_a_killed_training_resumes_to_the_same_losses_and_weights(
 ) -> None:
     expected, out = alone(variant)
     first = random.Random(variant).randrange(3, expected[-1].step - 2)
-    _killed(variant, tmp_path, first)
+    _killed(small, variant, tmp_path, first)
     saved = StateStore(next((tmp_path / "work").rglob("states")), 2, "").latest()
     assert saved is not None
     assert 0 < saved.step <= first
     if variant == "act":
-        _killed(variant, tmp_path, first - saved.step + 1)
+        _killed(small, variant, tmp_path, first - saved.step + 1)
     _, points = small.train(small.VARIANTS[variant], tmp_path)
     assert points == expected
     assert _content(tmp_path / "out") == _content(out)
@@ -82,7 +83,7 @@ def test_a_state_that_is_not_whole_is_passed_over_and_named(
     small: Any, alone: Alone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     expected, _ = alone("act")
-    _killed("act", tmp_path, 7)
+    _killed(small, "act", tmp_path, 7)
     newest = sorted((tmp_path / "work" / "states").glob("step-*"))[-1]
     content = (newest / "optimizer.safetensors").read_bytes()
     (newest / "optimizer.safetensors").write_bytes(content[: len(content) // 2])

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import logging
 import os
 import threading
@@ -145,33 +146,32 @@ class Database:
     @contextmanager
     def writing(self, wait: bool = True) -> Iterator[duckdb.DuckDBPyConnection]:
         """A connection that may write. Raises Busy at once where another process is at it and `wait` is off."""
-        with self._mutex, self._locked(fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)):
-            connection = self._open_to_write()
-            try:
-                yield connection
-            finally:
-                connection.close()
-                self._private()
+        with (
+            self._mutex,
+            self._locked(fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)),
+            self._open_to_write() as connection,
+        ):
+            yield connection
 
     def fold(self, answers: Sequence[Answer], uses: Sequence[Use], wait: bool = True) -> None:
         """Adds rows, durably, to the archive and to the database. Raises Busy as `writing` does."""
         if not answers and not uses:
             return
-        with self.writing(wait) as connection:
-            rows: dict[str, Sequence[Record]] = {"answers": answers, "uses": uses}
-            tables = {kind: to_arrow(found, SCHEMAS[kind]) for kind, found in rows.items() if found}
-            archived = [self.archive.add(kind, table) for kind, table in tables.items()]
+        rows: dict[str, Sequence[Record]] = {"answers": answers, "uses": uses}
+        tables = {kind: to_arrow(found, SCHEMAS[kind]) for kind, found in rows.items() if found}
+        with self._mutex, self._locked(fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)):
+            archived: list[Path] = []
             try:
-                self.insert(connection, **tables)
-                connection.execute("CHECKPOINT")  # closing does so too, but keeps quiet where it fails
+                with self._open_to_write() as connection:
+                    archived = [self.archive.add(kind, table) for kind, table in tables.items()]
+                    self.insert(connection, **tables)
+                    connection.execute("CHECKPOINT")  # closing does so too, but keeps quiet where it fails
             except duckdb.Error as error:
-                connection.close()
                 if not is_damage(error):
                     for path in archived:  # the journal stays, and will write them again
                         path.unlink()
                     raise
                 self._rebuild(error)
-            connection.close()
             self.changed()
             self.archive.merge_small()
 
@@ -203,45 +203,49 @@ class Database:
         finally:
             os.close(descriptor)
 
-    def _connect(self, read_only: bool) -> duckdb.DuckDBPyConnection:
+    @contextmanager
+    def _connect(self, read_only: bool) -> Iterator[duckdb.DuckDBPyConnection]:
         """Opens the file; waits for another program that has it open, for ours wait at the lock."""
         if self.path.exists() and not os.access(self.path, os.R_OK | os.W_OK):
             raise ActError("the memo's database may not be read", where=str(self.path), todo="fix its permissions")
         deadline = time.monotonic() + LOCK_WAIT_S
-        while True:
-            try:
-                return connect(str(self.path), read_only)
-            except duckdb.IOException as error:
-                if _LOCKED not in str(error):
-                    raise
-                if time.monotonic() > deadline:
-                    raise ActError(
-                        f"another program has the memo's database open: {error}",
-                        where=str(self.path),
-                        todo="close it (a DuckDB shell?) and run again; paid answers are safe in the journals",
-                    ) from error
-                time.sleep(0.1)
+        with contextlib.ExitStack() as held:
+            while True:
+                try:
+                    connection = held.enter_context(connect(self.path, read_only))
+                    break
+                except duckdb.IOException as error:
+                    if _LOCKED not in str(error):
+                        raise
+                    if time.monotonic() > deadline:
+                        raise ActError(
+                            f"another program has the memo's database open: {error}",
+                            where=str(self.path),
+                            todo="close it (a DuckDB shell?) and run again; paid answers are safe in the journals",
+                        ) from error
+                    time.sleep(0.1)
+            yield connection
 
-    def _open_to_write(self) -> duckdb.DuckDBPyConnection:
+    @contextmanager
+    def _open_to_write(self) -> Iterator[duckdb.DuckDBPyConnection]:
         """A connection to a database of the newest schema; called under the exclusive lock."""
         if not self.path.exists() and self.archive:
             self._rebuild(None)
-        try:
-            connection = self._connect(read_only=False)
+        with contextlib.ExitStack() as held:
             try:
+                connection = held.enter_context(self._connect(read_only=False))
                 if schema_version(connection) == 0 and self.archive:
                     raise duckdb.CatalogException("its tables are gone")
                 migrate(connection, str(self.path))
-            except BaseException:
-                connection.close()
-                raise
-        except duckdb.Error as error:
-            if not is_damage(error):
-                raise
-            self._rebuild(error)
-            return self._connect(read_only=False)
-        self._private()
-        return connection
+            except duckdb.Error as error:
+                if not is_damage(error):
+                    raise
+                held.close()
+                self._rebuild(error)
+                connection = held.enter_context(self._connect(read_only=False))
+            self._private()
+            held.callback(self._private)
+            yield connection
 
     def fault(self) -> str:
         """Why the database cannot be read in full; "" where it can or is not there. Changes nothing."""
@@ -275,7 +279,7 @@ class Database:
         try:
             for left in _files(beside):
                 left.unlink()
-            with connect(str(beside)) as connection:
+            with connect(beside) as connection:
                 migrate(connection, str(beside))
                 for kind in SCHEMAS:
                     for table in self.archive.read(kind):
@@ -308,13 +312,35 @@ def _files(database: Path) -> list[Path]:
     return [path for path in (database, database.with_name(database.name + ".wal")) if path.exists()]
 
 
-def connect(path: str = ":memory:", read_only: bool = False) -> duckdb.DuckDBPyConnection:
-    """A connection of bounded memory that draws nothing into what commands print."""
-    connection = duckdb.connect(
-        path, read_only=read_only, config={"memory_limit": MEMORY_LIMIT, "preserve_insertion_order": "false"}
-    )
-    connection.execute("SET enable_progress_bar = false")
-    return connection
+_instances: dict[int, duckdb.DuckDBPyConnection] = {}  # by process
+_opened = itertools.count()
+
+
+@contextmanager
+def connect(path: Path | None = None, read_only: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection to a database file, or to an empty one in memory, closed at the end of the block.
+
+    A process has one instance of DuckDB, of bounded memory: to start one takes 20 ms, to open a file in it less than
+    one.
+    """
+    if os.getpid() not in _instances:
+        started = duckdb.connect(config={"memory_limit": MEMORY_LIMIT, "preserve_insertion_order": "false"})
+        started.execute("SET enable_progress_bar = false")  # it would draw into what commands print
+        _instances[os.getpid()] = started
+    instance, name = _instances[os.getpid()], f"opened_{next(_opened)}"
+    connection = instance.cursor()
+    try:
+        where = str(path or ":memory:").replace("'", "''")
+        connection.execute(f"ATTACH '{where}' AS {name}{' (READ_ONLY)' if read_only else ''}")
+        connection.execute(f"USE {name}")
+        yield connection
+    except (duckdb.FatalException, duckdb.InternalException):
+        _instances.pop(os.getpid(), None)  # it answers nothing any more
+        raise
+    finally:
+        connection.close()
+        with contextlib.suppress(duckdb.Error), instance.cursor() as other:
+            other.execute(f"DETACH DATABASE IF EXISTS {name}")
 
 
 def is_damage(error: duckdb.Error) -> bool:

@@ -79,7 +79,7 @@ def transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
 
 def schema_version(connection: duckdb.DuckDBPyConnection) -> int:
     """The number of the last migration that a database has had; 0 for a new one."""
-    tables = "SELECT 1 FROM information_schema.tables WHERE table_name = 'schema_version'"
+    tables = "SELECT 1 FROM duckdb_tables() WHERE (database_name, table_name) = (current_database(), 'schema_version')"
     if not connection.execute(tables).fetchall():
         return 0
     rows = connection.execute("SELECT coalesce(max(version), 0) FROM schema_version").fetchall()

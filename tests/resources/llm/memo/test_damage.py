@@ -280,11 +280,11 @@ def test_a_full_disk_and_the_like_are_no_damage(folder: Path, monkeypatch: pytes
         error = duckdb.IOException(f"IO Error: Cannot write to file: {os.strerror(number)}")
         assert not is_damage(error)
 
-        def fails(path: str, read_only: bool, config: object, error: Exception = error) -> None:
+        def fails(path: Path, read_only: bool, error: Exception = error) -> None:
             raise error
 
         with monkeypatch.context() as meanwhile:
-            meanwhile.setattr(database_module.duckdb, "connect", fails)
+            meanwhile.setattr(database_module, "connect", fails)
             with pytest.raises(duckdb.IOException):
                 Database(folder).look_up(KEYS)
             with pytest.raises(duckdb.IOException):

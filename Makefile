@@ -8,6 +8,7 @@ CONSTRAINTS ?= constraints.txt
 PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 export ACT_HOME ?= $(CURDIR)/.act
 export DAGSTER_DISABLE_TELEMETRY = 1
+export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: demo test unit newest ui setup hooks lint bench constraints clean
 
@@ -46,7 +47,7 @@ constraints: $(STAMP)
 clean:
 	rm -rf $(VENV) .venv-newest .mypy_cache .ruff_cache .pytest_cache
 
-# --no-compile: half the time; what is used is compiled when it is first imported.
+# --no-compile: half the time; what is used is compiled when it is first imported (and kept: see the exports).
 $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed; set PYTHON=')"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -47,10 +47,12 @@ constraints: $(STAMP)
 clean:
 	rm -rf $(VENV) .venv-newest .mypy_cache .ruff_cache .pytest_cache
 
-# --no-compile: half the time; what is used is compiled when it is first imported (and kept: see the exports).
+# A Python's own pip may be old and slow. --no-compile: what is used is compiled (and kept, see the exports)
+# when it is first imported.
 $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed; set PYTHON=')"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (once; a few minutes)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c $(CONSTRAINTS) -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	@$(BIN)/python -m pip install --quiet --no-compile -c $(CONSTRAINTS) -e '.[dev]'
 	@touch $(STAMP)

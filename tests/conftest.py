@@ -107,6 +107,11 @@ def packages() -> Any:
 
 
 @pytest.fixture(scope="session")
+def whole_graph() -> Any:
+    return beside(REPO / "tests" / "whole_graph.py")
+
+
+@pytest.fixture(scope="session")
 def small() -> Any:
     return beside(REPO / "tests" / "training" / "small_training.py")
 

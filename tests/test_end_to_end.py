@@ -17,9 +17,6 @@ import psutil
 import pytest
 
 from act_assets.pipeline.graph import STAGES
-from act_assets.pipeline.stage import run_stage
-from act_assets.pipeline.train import read_job, run_job
-from act_assets.run import make_run
 
 REPO = Path(__file__).resolve().parent.parent
 RUN = [sys.executable, "-m", "act_assets.cli.app", "run", "--task", "pacific", "--train-size", "50"]
@@ -80,17 +77,16 @@ def test_a_second_run_recomputes_nothing_and_says_so(
     assert _contents(home) == before
 
 
-def test_a_run_that_is_killed_again_and_again_comes_to_the_same_artifacts(
+def test_a_run_that_is_killed_twice_comes_to_the_same_artifacts(
     finished: tuple[Path, subprocess.CompletedProcess[str]], small_data: Path, tmp_path: Path
 ) -> None:
-    """Its training process first, then the run itself: while it asks for pairs, and in the midst of a training."""
+    """Its first training process, then the run itself in the midst of the last training."""
     said = _end_a_training_process(tmp_path, small_data)
     assert "the training process was ended by signal 9 (SIGKILL)" in said
     assert "run again" in said
     assert "Traceback" not in said
     assert (tmp_path / "artifacts" / "conversations" / "pacific" / "current" / "tiny-seed0").is_file()
-    for stage in ("contrastive_pairs", "act_checkpoint"):
-        _run_and_kill_during(stage, tmp_path, small_data)
+    _run_and_kill_during("act_checkpoint", tmp_path, small_data)
     last = subprocess.run(
         RUN + PROFILE, env=_environment(tmp_path, small_data), capture_output=True, text=True, check=False
     )
@@ -126,7 +122,7 @@ def _run_and_kill_during(stage: str, home: Path, data: Path) -> None:
         while not list(folder.rglob(".building-*")) and process.poll() is None:
             assert time.monotonic() < deadline, (home / "out.txt").read_text()
             time.sleep(0.005)
-        time.sleep(3.0 if stage.endswith("checkpoint") else 0.0)
+        time.sleep(3.0)
         children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
     finally:
         process.send_signal(signal.SIGKILL)
@@ -152,18 +148,16 @@ def _command(process: psutil.Process) -> str:
 
 
 @pytest.mark.parametrize("task", ["abg_coqa", "ambig_sql"])
-def test_the_other_tasks_go_through_the_whole_graph(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_other_tasks_go_through_the_whole_graph(
+    task: str, whole_graph: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """From the bundled sample, stage by stage in this process; of the stories the first items."""
     monkeypatch.setenv("ACT_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("ACT_DATA_DIR", raising=False)
     if task == "abg_coqa":
         monkeypatch.setenv("ACT_DATA_DIR", str(_few_stories(tmp_path / "data")))
 
-    def train(job: Path) -> None:
-        run_job(*read_job(job))
-
-    run = make_run(PROFILE[1], 0, task, 50, train)
-    results = {name: run_stage(STAGES, name, run) for name in STAGES}
+    results = whole_graph.run_all(task)
     assert not any(result.reused for result in results.values())
     report = json.loads(results["evaluation_act"].artifact.file("report.json").read_text())
     assert report["side"] == "test"
@@ -172,7 +166,7 @@ def test_the_other_tasks_go_through_the_whole_graph(task: str, tmp_path: Path, m
     main = {"abg_coqa": "similarity", "ambig_sql": "execution match"}[task]
     assert 0 <= figures[f"trajectory {main}"]["value"] <= 1
     assert "Zephyr 7B-beta" in (tmp_path / "home" / "reports" / f"{task}-tiny-seed0.html").read_text()
-    assert all(run_stage(STAGES, name, run).reused for name in STAGES)
+    assert all(result.reused for result in whole_graph.run_all(task).values())
 
 
 METHOD_PAGE = REPO / "docs" / "adding-a-method.md"

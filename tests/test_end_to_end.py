@@ -80,12 +80,15 @@ def test_a_second_run_recomputes_nothing_and_says_so(
 def test_a_run_that_is_killed_twice_comes_to_the_same_artifacts(
     finished: tuple[Path, subprocess.CompletedProcess[str]], small_data: Path, tmp_path: Path
 ) -> None:
-    """Its first training process, then the run itself in the midst of the last training."""
+    """The process of its next training first, then the run itself in the midst of the last one."""
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+    for asset in ("contrastive_pairs", "sft_checkpoint", "act_checkpoint", "evaluation_sft", "evaluation_act"):
+        shutil.rmtree(tmp_path / "artifacts" / asset)
     said = _end_a_training_process(tmp_path, small_data)
     assert "the training process was ended by signal 9 (SIGKILL)" in said
     assert "run again" in said
     assert "Traceback" not in said
-    assert (tmp_path / "artifacts" / "conversations" / "pacific" / "current" / "tiny-seed0").is_file()
+    assert (tmp_path / "artifacts" / "contrastive_pairs" / "pacific" / "50" / "current" / "tiny-seed0").is_file()
     _run_and_kill_during("act_checkpoint", tmp_path, small_data)
     last = subprocess.run(
         RUN + PROFILE, env=_environment(tmp_path, small_data), capture_output=True, text=True, check=False
@@ -96,7 +99,7 @@ def test_a_run_that_is_killed_twice_comes_to_the_same_artifacts(
 
 
 def _end_a_training_process(home: Path, data: Path) -> str:
-    """SIGKILL to the first training process of a run; gives what the run says."""
+    """SIGKILL to a run's first training process; gives what the run says."""
     with (home / "out.txt").open("w") as log:
         process = subprocess.Popen(RUN + PROFILE, env=_environment(home, data), stdout=log, stderr=log)
     deadline = time.monotonic() + 300
@@ -121,7 +124,7 @@ def _run_and_kill_during(stage: str, home: Path, data: Path) -> None:
         deadline = time.monotonic() + 300
         while not list(folder.rglob(".building-*")) and process.poll() is None:
             assert time.monotonic() < deadline, (home / "out.txt").read_text()
-            time.sleep(0.005)
+            time.sleep(0.05)
         time.sleep(3.0)
         children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
     finally:

@@ -316,7 +316,7 @@ def test_in_context_conversations_of_a_subset_come_from_the_subset(
 ) -> None:
     inputs = {"train_subset": made(run_in(store, size=50), "train_subset")}
     STAGES["contrastive_pairs"].build(replace(run_in(store, size=50), inputs=inputs), tmp_path)
-    assert in_context.shown == {10}, "a turn's own conversation is replaced by another"
+    assert in_context.shown == {2}, "a turn's own conversation is replaced by another"
     assert set(in_context.ids) <= {c.conversation_id for c in subset(store, 50, 0)}
 
 
@@ -412,7 +412,7 @@ def test_examples_of_a_group_are_replaced_by_as_many_others(
     inputs = inputs_with(store, tmp_path / "in", fours)
     inputs["train_subset"] = inputs["conversations"]
     build(replace(run_in(store, size=50), inputs=inputs), "contrastive_pairs", tmp_path / "pairs")
-    assert in_context.shown == {10}
+    assert in_context.shown == {2}
 
 
 # --- which side is evaluated -------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """A small SFT or ACT on real PACIFIC turns, in this process or in one that kills itself after some updates.
 
-python tests/training/small_training.py JOB.json          # as a launcher starts it: {"variant": ..., "folder": ...}
+python tests/training/small_training.py JOB.json          # as a launcher starts it: {"variants": ..., "compute": ...}
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def train_until_killed(variant: str, folder: Path, updates: int) -> None:
 
 
 def launched(job: Path) -> None:
-    """One process of a launch: trains; the first leaves the losses, and where it and the launcher listen."""
+    """One process of a launch: trains each variant; the first leaves the losses, and where processes listen."""
     import deepspeed
     import psutil
 
@@ -132,14 +132,16 @@ def launched(job: Path) -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would be compiled for a minute
     join_processes()
     wanted = json.loads(job.read_text())
-    variant = replace(VARIANTS[wanted["variant"]], compute=Compute.model_validate(wanted["compute"]))
-    _, points = train(variant, Path(wanted["folder"]))
+    compute = Compute.model_validate(wanted["compute"])
+    for variant in wanted["variants"]:
+        folder = job.parent / variant
+        _, points = train(replace(VARIANTS[variant], compute=compute), folder)
+        if os.environ["RANK"] == "0":
+            (folder / "points.json").write_text(json.dumps([asdict(p) for p in points]))
     if os.environ["RANK"] == "0":
         family = [psutil.Process(), psutil.Process().parent()]
         listening = [c.laddr.ip for p in family for c in p.net_connections() if c.status == psutil.CONN_LISTEN]
-        job.with_name("seen.json").write_text(
-            json.dumps({"points": [asdict(p) for p in points], "listening": listening})
-        )
+        job.with_name("listening.json").write_text(json.dumps(listening))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""The same training on two processes, under each strategy: the losses of one process."""
+"""The same trainings on two processes, under each strategy: the losses of one process."""
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -11,93 +12,90 @@ from typing import Any
 import pytest
 
 from act_assets.training.logging import TrainingPoint
+from act_assets.training.optimizer import Updater
 from resources import compute as launching
 from resources.settings import Compute
 
+pytestmark = pytest.mark.end_to_end
+
 Alone = Callable[[str], tuple[list[Any], Path]]
+Together = Callable[[str], Path]
 SMALL = Path(__file__).resolve().parent / "small_training.py"
+VARIANTS = {"ddp": ("act", "act-bf16-lora"), "fsdp": ("act", "act-bf16"), "zero2": ("act",), "zero3": ("act", "sft")}
+RESUMED = ("zero2", "zero3")
 
 
-def _together(
-    small: Any, variant: str, strategy: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any
-) -> list[TrainingPoint]:
-    """The points of two processes, which listen on the loopback interface alone."""
-    monkeypatch.setattr(launching, "PROGRAM", (str(SMALL),))
-    compute = Compute(launcher="accelerate", strategy=strategy, processes=2, **changes)  # type: ignore[arg-type]
-    small.write_base(folder)
-    job = folder / "job.json"
-    job.write_text(json.dumps({"variant": variant, "folder": str(folder), "compute": compute.model_dump()}))
-    launching.launch(compute, job)
-    seen = json.loads((folder / "seen.json").read_text())
-    assert set(seen["listening"]) <= {"127.0.0.1"}
-    return [TrainingPoint(**p) for p in seen["points"]]
+def _cut_short(small: Any, folder: Path) -> None:
+    """One process trains, until it is interrupted in its seventh update."""
+    step = Updater.step
+
+    def cut(self: Any, *arguments: Any) -> Any:
+        if self.step_count == 7:
+            raise KeyboardInterrupt
+        return step(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Updater, "step", cut)
+        with pytest.raises(KeyboardInterrupt):
+            small.train(small.VARIANTS["act"], folder)
+    shutil.rmtree(folder / "out")
 
 
-def _are_of_one_training(found: list[TrainingPoint], expected: list[TrainingPoint]) -> None:
+@pytest.fixture(scope="module")
+def together(small: Any, tmp_path_factory: pytest.TempPathFactory) -> Together:
+    """The folder of a strategy's trainings, by two processes that are launched once."""
+
+    @functools.cache
+    def launched(strategy: str) -> Path:
+        folder = tmp_path_factory.mktemp(strategy)
+        for variant in VARIANTS[strategy]:
+            (folder / variant).mkdir()
+            small.write_base(folder / variant)
+        if strategy in RESUMED:
+            _cut_short(small, folder / "act")
+        compute = Compute(launcher="accelerate", strategy=strategy, processes=2, save_every_steps=3)  # type: ignore[arg-type]
+        job = folder / "job.json"
+        job.write_text(json.dumps({"variants": VARIANTS[strategy], "compute": compute.model_dump()}))
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(launching, "PROGRAM", (str(SMALL),))
+            launching.launch(compute, job)
+        return folder
+
+    return launched
+
+
+def _points(folder: Path, variant: str) -> list[TrainingPoint]:
+    return [TrainingPoint(**p) for p in json.loads((folder / variant / "points.json").read_text())]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "variant"), [("ddp", "act"), ("fsdp", "act"), ("zero2", "act"), ("zero3", "act"), ("zero3", "sft")]
+)
+def test_two_processes_have_the_losses_of_one(strategy: str, variant: str, together: Together, alone: Alone) -> None:
+    folder, expected = together(strategy), alone(variant)[0]
+    found = _points(folder, variant)
     assert [(p.step, p.split) for p in found] == [(p.step, p.split) for p in expected]
     assert [p.loss for p in found] == pytest.approx([p.loss for p in expected], rel=1e-3)
     train = [(p.gradient_norm, q.gradient_norm) for p, q in zip(found, expected, strict=True) if p.split == "train"]
     assert [a for a, _ in train] == pytest.approx([b for _, b in train], rel=1e-2)
+    assert (folder / variant / "out" / "model" / "model.safetensors").is_file()
 
 
-@pytest.mark.end_to_end
-@pytest.mark.parametrize(
-    ("variant", "strategy"),
-    [("act", "ddp"), ("act", "fsdp"), ("sft", "zero3")],
-)
-def test_two_processes_have_the_losses_of_one(
-    small: Any,
-    variant: str,
-    strategy: str,
-    alone: Alone,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    found, expected = _together(small, variant, strategy, tmp_path, monkeypatch, save_every_steps=3), alone(variant)[0]
-    _are_of_one_training(found, expected)
-    assert (tmp_path / "out" / "model" / "model.safetensors").is_file()
-
-
-@pytest.mark.end_to_end
-@pytest.mark.parametrize(("variant", "strategy"), [("act-bf16-lora", "ddp"), ("act-bf16", "fsdp")])
+@pytest.mark.parametrize(("strategy", "variant"), [("ddp", "act-bf16-lora"), ("fsdp", "act-bf16")])
 def test_in_mixed_precision_gradients_are_averaged_and_the_policy_begins_as_the_reference(
-    small: Any,
-    variant: str,
-    strategy: str,
-    alone: Alone,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    strategy: str, variant: str, together: Together, alone: Alone
 ) -> None:
-    found, expected = _together(small, variant, strategy, tmp_path, monkeypatch), alone(variant)[0]
+    found, expected = _points(together(strategy), variant), alone(variant)[0]
     assert found[0].reward_margin == expected[0].reward_margin == 0.0
     for a, b in zip(found[:4], expected[:4], strict=True):  # later rollouts may differ: bf16 breaks ties
         assert a.gradient_norm == pytest.approx(b.gradient_norm, rel=0.1)
 
 
-@pytest.mark.end_to_end
-@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
-def test_a_training_begun_by_one_process_resumes_with_two_and_has_its_losses(
-    small: Any,
-    strategy: str,
-    alone: Alone,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from act_assets.training.optimizer import Updater
+@pytest.mark.parametrize("strategy", RESUMED)
+def test_a_training_begun_by_one_process_is_resumed_by_two(strategy: str, together: Together, alone: Alone) -> None:
+    assert _points(together(strategy), "act")[:6] == alone("act")[0][:6], "updates before the cut are not made again"
 
-    step = Updater.step
 
-    def cut_short(self: Any, *arguments: Any) -> Any:
-        if self.step_count == 7:
-            raise KeyboardInterrupt
-        return step(self, *arguments)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Updater, "step", cut_short)
-        with pytest.raises(KeyboardInterrupt):
-            small.train(small.VARIANTS["act"], tmp_path)
-    shutil.rmtree(tmp_path / "out")
-    found, expected = _together(small, "act", strategy, tmp_path, monkeypatch, save_every_steps=3), alone("act")[0]
-    _are_of_one_training(found, expected)
-    assert (tmp_path / "out" / "model" / "model.safetensors").is_file()
-    assert found[:6] == expected[:6], "the updates before the cut are not made again"
+@pytest.mark.parametrize("strategy", VARIANTS)
+def test_processes_listen_on_the_loopback_interface_alone(strategy: str, together: Together) -> None:
+    assert set(json.loads((together(strategy) / "listening.json").read_text())) <= {"127.0.0.1"}

@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from act_assets.home import PACKAGE
 from resources.errors import ProfileError, all_mistakes, mistake_of
+from resources.llm.models import refused_parameters
 from resources.settings import Compute, Positive, Rate, Settings, Share, Temperature
 
 REPLY_TOKENS = 64  # room for one reply of the user in the length check; replies are a few words
@@ -37,10 +38,12 @@ class LLMRole(Settings):
     base_url: str | None = None  # another server of the same protocol; vLLM's: provider openai, http://host:8000/v1
 
     # Parameters that control decoding; all of them are part of the memo's key.
-    temperature: Temperature = 0.0
+    # null: not sent. Where a model is known to refuse one (resources/llm/models.py), that is the default.
+    temperature: Temperature | None = 0.0
     max_output_tokens: Positive = 256  # of a reasoning model its thoughts included
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    send_seed: bool = True  # above temperature 0; switch it off where the server takes none
+    stop: bool = True  # send the role's stop sequences; what they would cut off is cut off anyway
+    send_seed: bool = True  # unless at temperature 0; switch it off where the server takes none
     extra: dict[str, Any] = Field(default={})  # further parameters of the provider's API, sent as they are
 
     # Parameters that control the transport; none of them changes an answer.
@@ -50,9 +53,34 @@ class LLMRole(Settings):
     timeout_s: Rate | None = None  # of one attempt; the defaults of these three: resources/llm/retry.py
     attempts: Positive | None = None
     patience_s: Rate | None = None
+    accept_models: tuple[str, ...] = ()  # further names that answers may report: aliases of this model
+    max_tokens_name: Literal["max_tokens", "max_completion_tokens"] | None = None  # default: the server's usual one
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_refusals(cls, given: Any) -> Any:
+        """Leaves out what the model refuses, where nothing else is said."""
+        if not isinstance(given, dict):
+            return given
+        provider, url, model = (given.get(name) for name in ("provider", "base_url", "model"))
+        refused = refused_parameters(str(provider), url if isinstance(url, str) else None, str(model))
+        unsaid = {"temperature": None, "stop": False}
+        return {**{name: value for name, value in unsaid.items() if name in refused}, **given}
+
+    @model_validator(mode="after")
+    def _nothing_refused(self) -> LLMRole:
+        refused = refused_parameters(self.provider, self.base_url, self.model)
+        said = {"temperature": self.temperature, "top_p": self.top_p, "stop": self.stop or None, **self.extra}
+        why = f"{self.model} takes no {{}}: write {{}}"
+        off = {"stop": "stop: false", "top_k": "no top_k in extra", "candidate_count": "no candidate_count in extra"}
+        _refuse({why.format(n, off.get(n, f"{n}: null")): said.get(n) is not None for n in sorted(refused)})
+        return self
 
 
-TRANSPORT = ("max_concurrency", "requests_per_minute", "tokens_per_minute", "timeout_s", "attempts", "patience_s")
+TRANSPORT = (
+    *("max_concurrency", "requests_per_minute", "tokens_per_minute", "timeout_s", "attempts", "patience_s"),
+    *("accept_models", "max_tokens_name"),
+)
 
 
 class SourcedRole(Settings):

@@ -34,9 +34,11 @@ class ConversationPolicy(Protocol):
 
 
 class ActionClassifier(Protocol):
-    """A: names the action of each response."""
+    """A: names the action of the response that each trajectory ends with."""
 
-    def classify(self, turns: Sequence[TurnState], responses: Sequence[str]) -> list[str | LLMFailure]: ...
+    def classify(
+        self, turns: Sequence[TurnState], trajectories: Sequence[tuple[Utterance, ...]]
+    ) -> list[str | LLMFailure]: ...
 
 
 class UserSimulator(Protocol):
@@ -80,7 +82,7 @@ def simulate(
                 active[i] = (*active[i], utterance)
                 spoken.append(i)
         labels = require_all(
-            classifier.classify([turns[i] for i in spoken], [active[i][-1].text for i in spoken]),
+            classifier.classify([turns[i] for i in spoken], [active[i] for i in spoken]),
             "actions of simulated responses",
         )
         waiting: list[int] = []

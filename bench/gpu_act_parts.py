@@ -51,10 +51,10 @@ class Steered:
     rounds: Counter[str] = field(default_factory=Counter)  # replies so far in each turn that is open
     responses: Counter[str] = field(default_factory=Counter)
 
-    def classify(self, turns: Sequence[Any], responses: Sequence[str]) -> list[str]:
+    def classify(self, turns: Sequence[Any], trajectories: Sequence[Any]) -> list[str]:
         from act_assets.seeds import derive_seed
 
-        self.classifier.classify(turns, responses)
+        self.classifier.classify(turns, trajectories)
         labels = []
         for turn in turns:
             replies = self.rounds[turn.turn_id]

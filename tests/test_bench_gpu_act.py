@@ -104,7 +104,7 @@ def test_the_default_size_is_that_of_mistral_7b(bench: Any) -> None:
 
 def test_the_classifier_clarifies_only_where_it_is_right_and_forgets_a_turn_that_is_settled(bench: Any) -> None:
     asked = [SimpleNamespace(turn_id=f"t{i}", action="CLARIFY" if i < 2 else "ANSWER") for i in range(4)]
-    rule = SimpleNamespace(classify=lambda turns, responses: ["ANSWER"] * len(turns))
+    rule = SimpleNamespace(classify=lambda turns, trajectories: ["ANSWER"] * len(turns))
     user = SimpleNamespace(reply=lambda turns, intents, trajectories: ["2019"] * len(turns))
     always = bench.Steered(rule, user, first=1.0, again=1.0, most=2, seed=0)
     for _ in range(2):  # a turn comes again in the next epoch

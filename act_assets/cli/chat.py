@@ -134,7 +134,9 @@ class ChatSession:
         if said is None:
             self.ended = "too_long"
         else:
-            (action,) = require_all(self.talk.classifier.classify([self.turn], [said.text]), "actions of responses")
+            (action,) = require_all(
+                self.talk.classifier.classify([self.turn], [(*self.utterances, said)]), "actions of responses"
+            )
             self.utterances = (*self.utterances, replace(said, action=action))
             if task.action(action).ends_trajectory:
                 self.ended, outcome = "settled", said.text

@@ -190,7 +190,9 @@ def _bounds(scratch: Run, run: Run, method: Method, known: dict[Key, Artifact | 
             stage, recorder = STAGES[asset], Recorder(run, memo_at(run.calls.memo_folder))
             roles = roles_of(replace(scratch, open_llm=recorder))
             roles.simulator().reply(replied, [word] * len(replied), [said] * len(replied))
-            roles.classifier(subset).classify(turns, [word] * len(turns))
+            later = (*said, Utterance("user", word, ""), *said)
+            trajectories = [said] * len(turns) + [later] * len(replied)
+            roles.classifier(subset).classify([*turns, *replied], trajectories)
             if up_to_date(STAGES, asset, run, known) is not None:
                 lines += [_done(run, stage, role) for role in recorder.asked]
                 continue

@@ -199,7 +199,9 @@ def stage_key(stage: Stage, run: Run) -> Key:
 def _without_transport(value: Any) -> Any:
     """Settings without what changes only how fast an answer comes."""
     if isinstance(value, dict):
-        return {k: _without_transport(v) for k, v in value.items() if k not in TRANSPORT}
+        # `stop` came later: at its default a setting that older artifacts know nothing of.
+        kept = {k: v for k, v in value.items() if k not in TRANSPORT and (k, v) != ("stop", True)}
+        return {k: _without_transport(v) for k, v in kept.items()}
     if isinstance(value, list | tuple):
         return [_without_transport(v) for v in value]
     return _without_transport(value.model_dump(mode="json")) if isinstance(value, BaseModel) else value

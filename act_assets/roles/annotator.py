@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from act_assets.conversation import TurnState
+from act_assets.roles.prompt import Line
 from act_assets.roles.role import AnnotatorContext, Labeller, RoleResult, WithoutModel
 from act_assets.tasks.base import Task
+from act_assets.tasks.rules import one_line
 from resources.llm.base import LLMRequest
 
 
@@ -17,7 +19,10 @@ class Annotator(Labeller):
 
     def requests(self, turns: Sequence[TurnState]) -> list[LLMRequest]:
         """The requests that `label` sends."""
-        return [self.question(turn, turn.response.text, AnnotatorContext(turn)) for turn in turns]
+        return [
+            self.question(turn, [Line("Assistant", one_line(turn.response.text))], AnnotatorContext(turn))
+            for turn in turns
+        ]
 
     def label(self, turns: Sequence[TurnState]) -> list[RoleResult]:
         """The action name of each reference response, in order."""

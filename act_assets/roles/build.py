@@ -127,6 +127,8 @@ def endpoint_of(role: LLMRole) -> Endpoint:
         role.base_url,
         Limits(role.max_concurrency, role.requests_per_minute, role.tokens_per_minute),
         RetrySettings(**tries),
+        role.accept_models,
+        role.max_tokens_name,
     )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from act_assets.conversation import Conversation, TurnState
-from act_assets.roles.prompt import Example, conversation_lines, grounding_text
+from act_assets.conversation import Conversation, TurnState, Utterance
+from act_assets.roles.prompt import Example, conversation_lines, grounding_text, trajectory_lines
 from act_assets.roles.role import ClassifierContext, Labeller, RoleResult, WithoutModel
 from act_assets.tasks.base import Task
 from resources.llm.base import LLMRequest
@@ -25,16 +25,21 @@ class Classifier(Labeller):
         lines = conversation_lines(self.task, conversation, turns[: last + 1])
         return Example(grounding_text(conversation.context), lines)
 
-    def requests(self, turns: Sequence[TurnState], responses: Sequence[str]) -> list[LLMRequest]:
+    def requests(self, turns: Sequence[TurnState], trajectories: Sequence[tuple[Utterance, ...]]) -> list[LLMRequest]:
         """The requests that `classify` sends."""
         return [
-            self.question(turn, text, ClassifierContext(turn, text), examples=self.examples_apart_from(turn))
-            for turn, text in zip(turns, responses, strict=True)
+            self.question(
+                turn,
+                trajectory_lines(utterances),
+                ClassifierContext(turn, utterances),
+                examples=self.examples_apart_from(turn),
+            )
+            for turn, utterances in zip(turns, trajectories, strict=True)
         ]
 
-    def classify(self, turns: Sequence[TurnState], responses: Sequence[str]) -> list[RoleResult]:
-        """The action name of each response, in order."""
-        return self.answers(self.requests(turns, responses))
+    def classify(self, turns: Sequence[TurnState], trajectories: Sequence[tuple[Utterance, ...]]) -> list[RoleResult]:
+        """The action name of the response that each trajectory ends with, in order; A sees all of it (appendix G)."""
+        return self.answers(self.requests(turns, trajectories))
 
 
 class RuleClassifier(WithoutModel):
@@ -43,6 +48,6 @@ class RuleClassifier(WithoutModel):
     def __init__(self, task: Task) -> None:
         self.task = task
 
-    def classify(self, turns: Sequence[TurnState], responses: Sequence[str]) -> list[RoleResult]:
-        """The action name of each response, in order."""
-        return [self.task.judge.rule_action(text) for _, text in zip(turns, responses, strict=True)]
+    def classify(self, turns: Sequence[TurnState], trajectories: Sequence[tuple[Utterance, ...]]) -> list[RoleResult]:
+        """The action name of the response that each trajectory ends with, in order."""
+        return [self.task.judge.rule_action(said[-1].text) for _, said in zip(turns, trajectories, strict=True)]

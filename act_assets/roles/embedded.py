@@ -88,8 +88,8 @@ def answer_by_rule(context: object) -> str:
             text = task.rules.generate(turn, action, seed)
         case AnnotatorContext(turn):
             text = task.judge.rule_action(turn.response.text)
-        case ClassifierContext(_, response):
-            text = task.judge.rule_action(response)
+        case ClassifierContext(_, utterances):
+            text = task.judge.rule_action(utterances[-1].text)
         case IntentContext(conversation):
             # A turn that clarifies is skipped, for the turn that ends its trajectory carries the whole request.
             last = conversation.turns[-1]

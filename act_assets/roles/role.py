@@ -22,7 +22,6 @@ from act_assets.roles.prompt import (
 )
 from act_assets.seeds import derive_seed
 from act_assets.tasks.base import Task
-from act_assets.tasks.rules import one_line
 from resources.errors import RoleError
 from resources.llm.base import LLMFailure, LLMRequest, Sampling, Usage
 
@@ -56,10 +55,10 @@ class AnnotatorContext:
 
 @dataclass(frozen=True, slots=True)
 class ClassifierContext:
-    """Label a sampled `response` to `turn`."""
+    """Label the last of the `utterances` since the prompt of `turn`, a sampled response."""
 
     turn: TurnState
-    response: str
+    utterances: tuple[Utterance, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +143,7 @@ class Role:
             max_output_tokens=settings.max_output_tokens,
             top_p=settings.top_p,
             seed=seed if seed is None or draw is None else draw,
-            stop=self.stop,
+            stop=self.stop if settings.stop else (),
             extra=settings.extra,
         )
         return LLMRequest(
@@ -181,14 +180,14 @@ class Labeller(Role):
     def wanted(self) -> str:  # type: ignore[override]
         return f"exactly one of {', '.join(self.task.action_names)}"
 
-    def question(self, turn: TurnState, response: str, context: object, **variables: object) -> LLMRequest:
-        """Which action a response to a turn takes."""
+    def question(self, turn: TurnState, said: Sequence[Line], context: object, **variables: object) -> LLMRequest:
+        """Which action the last line takes of what was said since a turn's prompt."""
         return self.request(
             turn.where,
             context,
             actions=self.task.actions,
             grounding=grounding_text(turn.context),
-            lines=(*history_lines(turn.history), Line("Assistant", one_line(response))),
+            lines=(*history_lines(turn.history), *said),
             **variables,
         )
 

@@ -283,29 +283,26 @@ def fit_prompt(
     Raises PromptError where even that does not fit.
     """
 
-    def render(first_message: int, blocks: Sequence[ContextBlock]) -> tuple[Message, ...]:
-        return (Message("system", task.reader.system_message(blocks)), *turn.history[first_message:])
-
-    fits = lambda messages: count_tokens(messages) <= max_tokens  # noqa: E731
-    for first in (*range(0, turn.open_request, 2), turn.open_request):
-        messages = render(first, turn.context)
-        if fits(messages):
-            return messages
+    firsts = (*range(0, turn.open_request, 2), turn.open_request)
     removable = task.reader.removal_order(turn)
 
-    def without(count: int) -> tuple[Message, ...]:
-        gone = set(removable[:count])
-        return render(turn.open_request, [b for i, b in enumerate(turn.context) if i not in gone])
+    def shortened(steps: int) -> tuple[Message, ...]:
+        gone = set(removable[: max(0, steps - len(firsts) + 1)])
+        blocks = [b for i, b in enumerate(turn.context) if i not in gone]
+        first = firsts[min(steps, len(firsts) - 1)]
+        return (Message("system", task.reader.system_message(blocks)), *turn.history[first:])
 
-    # Token counts fall with every block that is left out.
-    count = bisect_left(range(len(removable) + 1), True, lo=1, key=lambda number: fits(without(number)))
-    if count > len(removable):
+    # Token counts fall with every exchange and block that is left out.
+    steps = range(len(firsts) + len(removable))
+    fits = lambda step: count_tokens(shortened(step)) <= max_tokens  # noqa: E731
+    fewest = 0 if fits(0) else bisect_left(steps, True, lo=1, key=fits)
+    if fewest == len(steps):
         raise PromptError(
             f"the prompt does not fit {max_tokens} tokens even without its grounding",
             where=turn.where,
             todo="raise policy.max_prompt_tokens in the profile",
         )
-    return without(count)
+    return shortened(fewest)
 
 
 def _words(text: str) -> set[str]:

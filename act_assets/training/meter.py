@@ -280,9 +280,11 @@ class MeteredRoles:
     simulator: UserSimulator
     meter: Meter
 
-    def classify(self, turns: Sequence[TurnState], responses: Sequence[str]) -> list[str | LLMFailure]:
+    def classify(
+        self, turns: Sequence[TurnState], trajectories: Sequence[tuple[Utterance, ...]]
+    ) -> list[str | LLMFailure]:
         with self.meter.phase("classify"):
-            return self.classifier.classify(turns, responses)
+            return self.classifier.classify(turns, trajectories)
 
     def reply(
         self, turns: Sequence[TurnState], intents: Sequence[str], trajectories: Sequence[tuple[Utterance, ...]]

@@ -26,7 +26,7 @@ class Sampling:
     as plain JSON, sent as they are.
     """
 
-    temperature: float = 0.0
+    temperature: float | None = 0.0
     max_output_tokens: int = 256
     top_p: float | None = None
     seed: int | None = None
@@ -51,7 +51,9 @@ class LLMRequest:
 @dataclass(frozen=True, slots=True)
 class LLMResponse:
     """One whole answer. `model` is the one that the provider reports; token counts are the provider's, 0 where it
-    reports none (reasoning tokens are output tokens); latency in seconds."""
+    reports none; latency in seconds. `thoughts`: what a reasoning model wrote before its answer, kept in the memo and
+    never a part of a prompt, an utterance or a pair; `thinking_tokens` of the output tokens, and `cached_tokens` of
+    those of the prompt, which many providers charge less for."""
 
     text: str
     model: str
@@ -59,12 +61,18 @@ class LLMResponse:
     prompt_tokens: int = 0
     output_tokens: int = 0
     latency_s: float = 0.0
+    thoughts: str = ""
+    thinking_tokens: int = 0
+    cached_tokens: int = 0
 
 
 FailureKind = Literal[
     "rate_limited",  # 429
+    "overloaded",  # 503, 529, or an answer that says so
     "timeout",  # no whole answer within timeout_s
-    "unavailable",  # 5xx, connection lost, an answer that is not of the protocol
+    "unavailable",  # another 5xx, connection lost
+    "malformed",  # an answer that is not of the protocol
+    "other_model",  # an answer of another model than was asked
     "blocked",  # filtered by the provider, the request or the answer
     "empty",  # an answer without text
     "truncated",  # an answer cut off at max_output_tokens

@@ -56,6 +56,7 @@ class LLM:
         budget: Budget | None = None,
         price: Price | None = None,
         retry: RetrySettings | None = None,
+        accept_models: Sequence[str] = (),
         asker: Asker | None = None,
     ) -> None:
         given = list(providers) if isinstance(providers, Sequence) else [providers]
@@ -65,7 +66,9 @@ class LLM:
         self.provider = given[0]
         self.max_concurrency = max_concurrency
         self.memory = memory
-        self.sender = Sender(limiter, budget or Budget(None, None), price, retry or RetrySettings())
+        self.sender = Sender(
+            limiter, budget or Budget(None, None), price, retry or RetrySettings(), tuple(accept_models)
+        )
         self.asker = asker or Asker()
         self.usage = Usage()
         self._counting = threading.Lock()

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic.alias_generators import to_camel
+from pydantic.alias_generators import to_camel, to_snake
 
 from resources.llm.base import FailureKind, LLMRequest, ProviderError
 from resources.llm.http_errors import HttpProvider, Reply, rejected, retry_after_s, status_failure
@@ -76,9 +76,9 @@ class _Candidate(_Record):
     finish_reason: str | None = None
     finish_message: str | None = None
 
-    def text(self) -> str:
+    def text(self, thought: bool = False) -> str:
         parts = self.content.parts if self.content else None
-        return "".join(part.text or "" for part in parts or () if not part.thought)
+        return "".join(part.text or "" for part in parts or () if bool(part.thought) == thought)
 
 
 class _Feedback(_Record):
@@ -89,6 +89,7 @@ class _Tokens(_Record):
     prompt_token_count: int | None = None
     candidates_token_count: int | None = None
     thoughts_token_count: int | None = None
+    cached_content_token_count: int | None = None
 
 
 class _Answer(_Record):
@@ -132,6 +133,9 @@ class GeminiProvider(HttpProvider):
                 raise rejected(f"`extra` has {name!r}, which is no field of GenerateContentConfig")
             if name in _RESERVED:
                 raise rejected(f"`extra` may not have {name!r}; use {_RESERVED[name] or 'the defaults'}")
+        thinking = {to_snake(name) for name in extra.get("thinking_config") or () if isinstance(name, str)}
+        if {"thinking_level", "thinking_budget"} <= thinking:
+            raise rejected("`extra` may not have both a thinking_level (Gemini 3 and later) and a thinking_budget")
         sampling = request.sampling
         system = [m.content for m in request.messages if m.role == "system"]
         roles = {"user": "user", "assistant": "model"}
@@ -178,7 +182,16 @@ class GeminiProvider(HttpProvider):
             problem = "blocked", f"gemini blocked the answer: {why}"
         elif reason != "STOP":
             problem = "rejected", f"gemini's answer did not end in a regular way: {why or 'no finish reason'}"
-        return Reply(candidate.text(), answer.model_version, used.prompt_token_count or 0, output_tokens, problem)
+        return Reply(
+            candidate.text(),
+            answer.model_version,
+            used.prompt_token_count or 0,
+            output_tokens,
+            problem,
+            candidate.text(thought=True),
+            used.thoughts_token_count or 0,
+            used.cached_content_token_count or 0,
+        )
 
     def _refusal(self, error: Exception) -> ProviderError | None:
         from google.genai.errors import APIError

@@ -17,7 +17,9 @@ from pydantic import ValidationError
 
 from resources.llm.base import FailureKind, LLMRequest, LLMResponse, ProviderError
 from resources.llm.keys import clean_base_url, redact
+from resources.llm.models import setting_for
 from resources.llm.prices import OWN_ENDPOINTS
+from resources.llm.thoughts import UnfinishedThought, split_thoughts
 
 if TYPE_CHECKING:
     import httpx2
@@ -34,6 +36,9 @@ class Reply:
     prompt_tokens: int
     output_tokens: int
     problem: tuple[FailureKind, str] | None
+    thoughts: str = ""
+    thinking_tokens: int = 0
+    cached_tokens: int = 0
 
 
 class HttpProvider(ABC):
@@ -90,17 +95,33 @@ class HttpProvider(ABC):
         except ValidationError:  # say a proxy's HTML
             start = (body.decode("utf-8", "replace") if isinstance(body, bytes) else body)[:LONGEST]
             why = f"{self.base_url} answered with something that is not of its protocol: {start or 'an empty body'}"
-            raise ProviderError("unavailable", self._message(why), retryable=True, maybe_charged=True) from None
-        problem = reply.problem
-        if problem is None and not reply.text.strip():
-            problem = "empty", f"{self.speaker} answered without text"
+            raise ProviderError("malformed", self._message(why), retryable=True, maybe_charged=True) from None
+        problem, thoughts, text = reply.problem, reply.thoughts, reply.text
+        if problem is None:
+            try:
+                before, text = split_thoughts(reply.text)
+            except UnfinishedThought as error:
+                problem = "truncated", f"{error}: raise max_output_tokens"
+            else:
+                thoughts = "\n\n".join(part for part in (thoughts, before) if part)
+        if problem is None and not text.strip():
+            only = " but thoughts: raise max_output_tokens" if thoughts else ""
+            problem = "empty", f"{self.speaker} answered without text{only}"
         if problem is not None:
             kind, why = problem
             used: Any = {"prompt_tokens": reply.prompt_tokens, "output_tokens": reply.output_tokens}
             raise ProviderError(kind, self._message(why), retryable=kind == "empty", **used)
         seconds = time.perf_counter() - started
         return LLMResponse(
-            reply.text, reply.model or request.model, "stop", reply.prompt_tokens, reply.output_tokens, seconds
+            text,
+            reply.model or request.model,
+            "stop",
+            reply.prompt_tokens,
+            reply.output_tokens,
+            seconds,
+            thoughts,
+            reply.thinking_tokens,
+            reply.cached_tokens,
         )
 
     def fingerprint(self, request: LLMRequest) -> str | None:
@@ -184,6 +205,8 @@ def status_failure(
 
     `bad_key`: the answer says so beside its status. `exhausted`: a 429 that waiting does not cure.
     """
+    if status in (503, 529) or "overloaded" in text.lower():
+        return ProviderError("overloaded", text, retryable=True, retry_after_s=retry_after)
     if status == 429:
         return ProviderError(
             "rate_limited",
@@ -194,4 +217,6 @@ def status_failure(
         )
     if status in (408, 409) or status >= 500 or status < 300:
         return ProviderError("unavailable", text, retryable=True, retry_after_s=retry_after)
-    return ProviderError("rejected", text, retryable=False, bad_key=bad_key or status in (401, 403))
+    setting = setting_for(text) if status in (400, 422) and not bad_key else ""
+    advice = f" (if the model does not take it, set {setting} in the role's settings)" if setting else ""
+    return ProviderError("rejected", text + advice, retryable=False, bad_key=bad_key or status in (401, 403))

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel
 
 from resources.llm.base import FailureKind, LLMRequest, ProviderError
 from resources.llm.http_errors import HttpProvider, Reply, rejected, retry_after_s, status_failure
+from resources.llm.models import served_by_owner
 
 if TYPE_CHECKING:
     import httpx2
@@ -36,8 +36,28 @@ _RESERVED = {
 
 
 class _Message(BaseModel):
-    content: str | None = None
+    content: str | list[dict[str, Any]] | None = None  # parts: of Mistral's reasoning models, and of others
     refusal: str | None = None
+    reasoning_content: Any = None  # DeepSeek's; older vLLM's
+    reasoning: Any = None  # vLLM's, OpenRouter's
+
+    def spoken(self) -> tuple[str, str]:
+        """The answer, and the thoughts beside it."""
+        beside = [t for t in (self.reasoning_content, self.reasoning) if isinstance(t, str)][:1]
+        if not isinstance(self.content, list):
+            return self.content or "", "".join(beside)
+        answer = [part for part in self.content if part.get("type", "text") in ("text", "output_text")]
+        thought = [part for part in self.content if part.get("type") in ("thinking", "reasoning")]
+        return _text(answer), "\n\n".join(t for t in (*beside, _text(thought)) if t)
+
+
+def _text(parts: Any) -> str:
+    """The text of parts, which may hold parts themselves."""
+    if isinstance(parts, list):
+        return "".join(map(_text, parts))
+    if isinstance(parts, Mapping):
+        return "".join(_text(parts[name]) for name in ("text", "thinking", "reasoning") if name in parts)
+    return parts if isinstance(parts, str) else ""
 
 
 class _Choice(BaseModel):
@@ -45,9 +65,17 @@ class _Choice(BaseModel):
     finish_reason: str | None = None
 
 
+class _Details(BaseModel):
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+
+
 class _Tokens(BaseModel):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    prompt_tokens_details: _Details | None = None
+    completion_tokens_details: _Details | None = None
+    prompt_cache_hit_tokens: int | None = None  # DeepSeek's
 
 
 class _Completion(BaseModel):
@@ -60,6 +88,14 @@ class OpenAIProvider(HttpProvider):
     """Answers of a server with OpenAI's chat completions, with one key."""
 
     name, speaker = "openai", "the server"
+
+    def __init__(
+        self, api_key: str, *, base_url: str | None = None, timeout_s: float = 120.0, max_tokens_name: str | None = None
+    ) -> None:
+        super().__init__(api_key, base_url=base_url, timeout_s=timeout_s)
+        # OpenAI's reasoning models refuse `max_tokens`; other servers know nothing else, vLLM's older ones among them.
+        own = served_by_owner(self.name, self.base_url)
+        self._max_tokens_name = max_tokens_name or ("max_completion_tokens" if own else "max_tokens")
 
     def _open(self, http: httpx2.AsyncClient) -> AsyncOpenAI:
         from openai import AsyncOpenAI
@@ -77,14 +113,16 @@ class OpenAIProvider(HttpProvider):
         for name in sampling.extra:
             if name in _RESERVED:
                 raise rejected(f"`extra` may not have {name!r}; use {_RESERVED[name]}")
-        # OpenAI's reasoning models refuse `max_tokens`; other servers know nothing else, vLLM's older ones among them.
-        own = f".{urlsplit(self.base_url).hostname}".endswith(".api.openai.com")
-        chosen = {"top_p": sampling.top_p, "seed": sampling.seed, "stop": list(sampling.stop) or None}
+        chosen = {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "seed": sampling.seed,
+            "stop": list(sampling.stop) or None,
+        }
         return {
             "model": request.model,
             "messages": [{"role": m.role, "content": m.content} for m in request.messages],
-            "temperature": sampling.temperature,
-            "max_completion_tokens" if own else "max_tokens": sampling.max_output_tokens,
+            self._max_tokens_name: sampling.max_output_tokens,
             **{name: value for name, value in chosen.items() if value is not None},
             "extra_body": dict(sampling.extra) or None,
         }
@@ -100,6 +138,8 @@ class OpenAIProvider(HttpProvider):
         problem: tuple[FailureKind, str] | None = None
         choice = completion.choices[0] if completion.choices else _Choice()
         answer, reason = choice.message or _Message(), choice.finish_reason
+        text, thoughts = answer.spoken()
+        shared, spent = used.prompt_tokens_details or _Details(), used.completion_tokens_details or _Details()
         if not completion.choices:
             problem = "empty", "the server answered without a choice"
         elif answer.refusal:
@@ -110,7 +150,16 @@ class OpenAIProvider(HttpProvider):
             problem = "truncated", f"the answer is cut off: length, {output_tokens} output tokens"
         elif reason not in _WHOLE:
             problem = "rejected", f"the answer did not end in a regular way: {reason or 'no finish reason'}"
-        return Reply(answer.content or "", completion.model, used.prompt_tokens or 0, output_tokens, problem)
+        return Reply(
+            text,
+            completion.model,
+            used.prompt_tokens or 0,
+            output_tokens,
+            problem,
+            thoughts,
+            spent.reasoning_tokens or 0,
+            shared.cached_tokens or used.prompt_cache_hit_tokens or 0,
+        )
 
     def _refusal(self, error: Exception) -> ProviderError | None:
         from openai import APIConnectionError, APIStatusError
@@ -121,6 +170,8 @@ class OpenAIProvider(HttpProvider):
             return None
         said = error.body.get("message") if isinstance(error.body, Mapping) else None
         text = f"{self.base_url} answered {error.status_code}: {said or error.response.text}"
+        if error.code == "content_filter":  # as Azure refuses a prompt
+            return ProviderError("blocked", self._message(text), retryable=False)
         return status_failure(
             error.status_code,
             self._message(text),

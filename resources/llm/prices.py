@@ -14,14 +14,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from resources.errors import ActError, all_mistakes, mistake_of
+from resources.llm.models import DATE_SUFFIX
 
 SHIPPED = Path(__file__).with_name("prices.yaml")
 GEMINI_URL = "https://generativelanguage.googleapis.com"
 OPENAI_URL = "https://api.openai.com/v1"
 OWN_ENDPOINTS = {"gemini": GEMINI_URL, "openai": OPENAI_URL}
 EMBEDDED = "embedded"  # the provider that runs in this process
-# -2024-08-06, -001, -20250514. Not -preview-05-06, nor one digit or two: those are other models, with other prices.
-_DATE_SUFFIX = re.compile(r"-\d{3,}(-\d+)*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +31,14 @@ class Price:
     output: float
     as_of: datetime.date | None = None
     source: str = ""
+    cached_input: float | None = None  # None: as other input
+    since: datetime.date = datetime.date.min  # the day from which it holds
 
-    def cost(self, prompt_tokens: int, output_tokens: int) -> float:
-        """US dollars for a call; reasoning tokens are output tokens."""
-        return (prompt_tokens * self.input + output_tokens * self.output) / 1e6
+    def cost(self, prompt_tokens: int, output_tokens: int, cached_tokens: int = 0) -> float:
+        """US dollars for a call; `cached_tokens` are a part of the prompt's, reasoning tokens are output tokens."""
+        cached = min(cached_tokens, prompt_tokens) if self.cached_input is not None else 0
+        prompt = (prompt_tokens - cached) * self.input + cached * (self.cached_input or 0.0)
+        return (prompt + output_tokens * self.output) / 1e6
 
 
 FREE = Price(0.0, 0.0)
@@ -46,23 +49,25 @@ class PriceTable:
     """Prices by provider, base URL and model. Another server at another URL charges something else, so a price holds
     at one URL only."""
 
-    rows: Mapping[tuple[str, str, str], Price]
+    rows: Mapping[tuple[str, str, str], tuple[Price, ...]]  # of one model by the day from which they hold
 
     @classmethod
     def load(cls, override: Path | None = None) -> PriceTable:
         """The shipped prices, then those of `override`, which win. Raises ActError with all mistakes of a file."""
         return cls({**_read(SHIPPED), **(_read(override) if override is not None else {})})
 
-    def price(self, provider: str, base_url: str, model: str) -> Price | None:
-        """The price of the row for exactly this model, else of the longest name that it only adds a date to."""
+    def price(self, provider: str, base_url: str, model: str, on: datetime.date | None = None) -> Price | None:
+        """The price on a day (default: today) of the row for exactly this model, else of the longest name that it only
+        adds a date to."""
         if provider == EMBEDDED:
             return FREE
         url = _same_url(base_url)
         names = (model[:end] for end in range(len(model), 0, -1) if end == len(model) or model[end] == "-")
         for name in names:
             found = self.rows.get((provider, url, name))
-            if found is not None and (name == model or _DATE_SUFFIX.fullmatch(model, len(name))):
-                return found
+            if found and (name == model or DATE_SUFFIX.fullmatch(model, len(name))):
+                today = on or datetime.datetime.now(datetime.UTC).date()
+                return next((price for price in reversed(found) if price.since <= today), None)
         return None
 
 
@@ -83,7 +88,9 @@ class _Row(BaseModel):
     model: Text
     input: Dollars
     output: Dollars
+    cached_input: Dollars | None = None
     as_of: datetime.date
+    since: datetime.date = datetime.date.min
     source: Text
     base_url: Annotated[str | None, Field(validate_default=True)] = None
 
@@ -109,7 +116,7 @@ class _Row(BaseModel):
         return self.provider, _same_url(self.base_url or OWN_ENDPOINTS[self.provider]), self.model
 
 
-def _read(path: Path) -> dict[tuple[str, str, str], Price]:
+def _read(path: Path) -> dict[tuple[str, str, str], tuple[Price, ...]]:
     try:
         content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -128,7 +135,7 @@ def _read(path: Path) -> dict[tuple[str, str, str], Price]:
             "source: the page, base_url: only for a server of your own}'",
         )
     mistakes: list[str] = []
-    prices: dict[tuple[str, str, str], Price] = {}
+    prices: dict[tuple[str, str, str], tuple[Price, ...]] = {}
     for number, given in enumerate(content, 1):
         if not isinstance(given, dict):
             mistakes.append(f"row {number}: not a row with keys (given: {given!r})")
@@ -139,9 +146,11 @@ def _read(path: Path) -> dict[tuple[str, str, str], Price]:
         except ValidationError as error:
             mistakes += [f"{name}: {mistake_of(e)}" for e in error.errors()]
             continue
-        if row.key in prices:
+        others = prices.get(row.key, ())
+        if any(price.since == row.since for price in others):
             mistakes.append(f"{name}: there is a row for this provider, base_url and model before")
-        prices[row.key] = Price(row.input, row.output, row.as_of, row.source)
+        price = Price(row.input, row.output, row.as_of, row.source, row.cached_input, row.since)
+        prices[row.key] = tuple(sorted((*others, price), key=lambda p: p.since))
     if mistakes:
         raise ActError(
             all_mistakes("the price file", mistakes),

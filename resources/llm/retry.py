@@ -15,6 +15,7 @@ from typing import Any
 
 from resources.llm.base import FailureKind, LLMFailure, LLMRequest, LLMResponse, LLMResult, ProviderError, Usage
 from resources.llm.budget import Budget, Reservation, estimate_tokens
+from resources.llm.models import is_asked_model
 from resources.llm.prices import Price
 from resources.llm.rate_limit import LONGEST_BACKOFF_S, RateLimiter, Slot
 
@@ -26,7 +27,7 @@ class RetrySettings:
     """How long one question is tried. `timeout_s` bounds one attempt; `attempts` counts those that
     failed for the provider's reasons (5xx, timeouts, lost connections), with `backoff_s` before the
     second, doubled before each further one; `patience_s` bounds the waiting for a provider that
-    says 429, which counts as no attempt."""
+    says 429 or that it is overloaded, which counts as no attempt."""
 
     timeout_s: float = 120.0
     attempts: int = 5
@@ -70,10 +71,11 @@ class Sender:
     budget: Budget
     price: Price | None
     retry: RetrySettings
+    accept_models: tuple[str, ...] = ()  # names beside the asked one that an answer may report
 
-    def cost(self, prompt_tokens: int, output_tokens: int) -> float | None:
+    def cost(self, prompt_tokens: int, output_tokens: int, cached_tokens: int = 0) -> float | None:
         """US dollars, None where no price is known."""
-        return self.price.cost(prompt_tokens, output_tokens) if self.price else None
+        return self.price.cost(prompt_tokens, output_tokens, cached_tokens) if self.price else None
 
     async def send(self, request: LLMRequest, stopping: Callable[[], bool]) -> CallOutcome:
         """Sends a question, again where that can help; sends nothing more once `stopping()`."""
@@ -109,13 +111,13 @@ class Sender:
                 slot.lane.refusal = str(error)
                 if error.bad_key and any(not lane.retired for lane in self.limiter.lanes):
                     continue
-                if error.kind == "rate_limited" and error.retryable:
+                if error.kind in ("rate_limited", "overloaded") and error.retryable:
                     refused_at = refused_at or time.monotonic()
                     waited, wait = time.monotonic() - refused_at, self.limiter.rest_s  # of another key perhaps none
                     if waited + wait <= retry.patience_s:
                         continue  # the limiter holds the next one back
                     why = f"{error} (waited {waited:.0f} s, told to wait {wait:.0f} s more)"
-                    return unanswered("rate_limited", why, True)
+                    return unanswered(error.kind, why, True)
                 failed += 1
                 again = error.retryable and error.kind in ("timeout", "unavailable")
                 if not again or failed >= retry.attempts:
@@ -143,9 +145,15 @@ class Sender:
             except TimeoutError:
                 why = f"no answer within {seconds:g} s"
                 raise ProviderError("timeout", why, retryable=True, maybe_charged=True) from None
+            used: Any = {"prompt_tokens": answer.prompt_tokens, "output_tokens": answer.output_tokens}
             if not answer.text.strip():
-                used: Any = {"prompt_tokens": answer.prompt_tokens, "output_tokens": answer.output_tokens}
                 raise ProviderError("empty", "the provider returned no text", retryable=True, **used)
+            if not is_asked_model(request.model, answer.model, self.accept_models):
+                why = (
+                    f"{request.model} was asked and {answer.model} answered, which is not kept: name a model that is "
+                    f"served, or admit this one by accept_models: [{answer.model}] in the role's settings"
+                )
+                raise ProviderError("other_model", why, retryable=False, **used)
         except ProviderError as error:
             lost = self._lost(error, estimate)
             if lost.lost_calls:
@@ -154,7 +162,7 @@ class Sender:
                 reservation.refund()
             if error.bad_key:
                 self.limiter.retire(slot)
-            elif error.kind == "rate_limited" and error.retryable:
+            elif error.kind in ("rate_limited", "overloaded") and error.retryable:
                 self.limiter.rate_limited(slot, error.retry_after_s)
             elif error.kind in ("timeout", "unavailable"):
                 self.limiter.overloaded(slot, error.retry_after_s)
@@ -171,7 +179,8 @@ class Sender:
         )
         self.limiter.succeeded(slot, tokens)
         # Where the provider does not say how many tokens, a price is of no use.
-        cost = self.cost(answer.prompt_tokens, answer.output_tokens) if tokens or free else None
+        used_up = (answer.prompt_tokens, answer.output_tokens, answer.cached_tokens)
+        cost = self.cost(*used_up) if tokens or free else None
         reservation.settle(estimate if cost is None else cost)
         return (answer if answer.latency_s else replace(answer, latency_s=time.perf_counter() - started)), cost
 

@@ -37,13 +37,16 @@ PRICES = "ACT_PRICES"  # environment variable: a YAML file whose rows win over t
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Which model answers, where, and how fast it may be asked. `base_url` None: the provider's own."""
+    """Which model answers, where, and how fast it may be asked. `base_url` None: the provider's own; `accept_models`:
+    further names that its answers may report; `max_tokens_name`: of the parameter, where not the server's usual one."""
 
     provider: str
     model: str
     base_url: str | None = None
     limits: Limits = field(default_factory=Limits)
     retry: RetrySettings = field(default_factory=RetrySettings)
+    accept_models: tuple[str, ...] = ()
+    max_tokens_name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,7 @@ class CallSettings:
 ProviderFactory = Callable[[], Provider]
 
 _lock = threading.Lock()
-_limiters: dict[tuple[int, str, str, str, tuple[str, ...]], tuple[list[Provider], RateLimiter]] = {}
+_limiters: dict[tuple[int, str, str, str, tuple[str, ...], str | None], tuple[list[Provider], RateLimiter]] = {}
 _budgets: dict[tuple[int, Path, str, float | None, int | None], Budget] = {}
 
 
@@ -97,7 +100,7 @@ def open_llm(endpoint: Endpoint, settings: CallSettings, embedded: ProviderFacto
     memo = memo_at(settings.memo_folder)
     with _lock:
         keys = api_keys(*key_variables(endpoint.provider))
-        identity = (os.getpid(), endpoint.provider, base_url, endpoint.model, keys)
+        identity = (os.getpid(), endpoint.provider, base_url, endpoint.model, keys, endpoint.max_tokens_name)
         if identity not in _limiters:
             providers = _providers(endpoint, base_url, keys, embedded)
             _limiters[identity] = (providers, RateLimiter(providers))
@@ -117,6 +120,7 @@ def open_llm(endpoint: Endpoint, settings: CallSettings, embedded: ProviderFacto
         budget=budget,
         price=price,
         retry=endpoint.retry,
+        accept_models=endpoint.accept_models,
         asker=settings.asker,
     )
 
@@ -159,9 +163,14 @@ def _providers(endpoint: Endpoint, base_url: str, keys: tuple[str, ...], embedde
         return [embedded()]
     if not keys and endpoint.provider == "openai" and base_url != OPENAI_URL:
         keys = ("EMPTY",)  # what servers without keys are given, vLLM's among them
-    made = GeminiProvider if endpoint.provider == "gemini" else OpenAIProvider
     timeout_s = max(LONGEST_TIMEOUT_S, endpoint.retry.timeout_s)
-    found: list[Provider] = [made(k, base_url=base_url, timeout_s=timeout_s) for k in keys]
+    name = endpoint.max_tokens_name
+    found: list[Provider] = [
+        GeminiProvider(key, base_url=base_url, timeout_s=timeout_s)
+        if endpoint.provider == "gemini"
+        else OpenAIProvider(key, base_url=base_url, timeout_s=timeout_s, max_tokens_name=name)
+        for key in keys
+    ]
     return found or [_WithoutKey(endpoint.provider, base_url)]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from act_assets.conversation import ANSWER, CLARIFY, ClearRequest, Conversation, Message
+from act_assets.conversation import ANSWER, CLARIFY, ClearRequest, Conversation, Message, Utterance
 from act_assets.profile import LLMRole
 from act_assets.roles import Annotator, Classifier, EmbeddedProvider, Generator, IntentSummarizer, Simulator
 from act_assets.roles.perturbation import Perturber
@@ -111,7 +111,7 @@ def test_shipped_prompts_document_exactly_the_variables_they_are_given(
     role = LLM(EmbeddedProvider()), LLMRole(provider="embedded", model="embedded-rules-1"), get_task(name)
     Generator(*role).requests([turn], [CLARIFY.name], [0])
     Annotator(*role).requests([turn])
-    Classifier(*role).requests([turn], ["12"])
+    Classifier(*role).requests([turn], [(Utterance("assistant", "12", ""),)])
     Simulator(*role).requests([turn], ["1. What?"], [()])
     if get_task(name).asks("intent"):
         IntentSummarizer(*role).requests(every_conversation[:1])

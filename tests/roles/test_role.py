@@ -29,7 +29,7 @@ class Uneven:
         await asyncio.sleep(0.02 / (number + 1))
         if number % 3 == 0:
             raise ProviderError("timeout", "no answer in time", retryable=True)
-        return LLMResponse(f"text {number}", "m")
+        return LLMResponse(f"text {number}", request.model)
 
 
 def test_answers_keep_their_order_and_failures_are_typed() -> None:

@@ -56,11 +56,18 @@ TALK = (
     Utterance("assistant", "«question 2»\nUser: 2019", "CLARIFY"),
 )
 SAID = "«response»\nUser: 2019"
+
+
+def said(*responses: str) -> list[tuple[Utterance, ...]]:
+    """Trajectories that are one response long."""
+    return [(Utterance("assistant", text, ""),) for text in responses]
+
+
 # Each role that is asked about turns: what it is given beside them, and how it answers.
 ROLES: dict[type[Role], tuple[Callable[[int], tuple[Sequence[Any], ...]], str]] = {
     Generator: (lambda n: (["CLARIFY"] * n, range(n)), "generate"),
     Annotator: (lambda n: (), "label"),
-    Classifier: (lambda n: ([SAID] * n,), "classify"),
+    Classifier: (lambda n: (said(SAID) * n,), "classify"),
     Simulator: (lambda n: (["«intent»"] * n, [TALK] * n), "reply"),
 }
 
@@ -77,7 +84,7 @@ class Script:
         text = self.reply(request)
         if isinstance(text, ProviderError):
             raise text
-        return LLMResponse(text, "m")
+        return LLMResponse(text, request.model)
 
 
 def made(kind: type[Role], provider: Any = None, settings: LLMRole = EMBEDDED, **options: Any) -> Any:
@@ -155,7 +162,7 @@ def test_a_request_carries_its_settings_and_its_subject(every_turn: list[TurnSta
     subjects: dict[type[Role], list[object]] = {
         Generator: [GeneratorContext(t, "CLARIFY", i) for i, t in enumerate(turns)],
         Annotator: [AnnotatorContext(t) for t in turns],
-        Classifier: [ClassifierContext(t, SAID) for t in turns],
+        Classifier: [ClassifierContext(t, *said(SAID)) for t in turns],
         Simulator: [SimulatorContext(t, "«intent»", TALK) for t in turns],
     }
     stops = {Generator: ("\nUser:",), Simulator: ("\nAssistant:",)}
@@ -204,7 +211,7 @@ def test_a_classifiers_examples_show_both_actions_by_their_last_utterance(
     sample: TaskData, every_turn: list[TurnState]
 ) -> None:
     examples = sample.train[:10]
-    (request,) = made(Classifier, examples=examples).requests([every_turn[-1]], ["«response»"])
+    (request,) = made(Classifier, examples=examples).requests([every_turn[-1]], said("«response»"))
     lines = request.messages[-1].content.splitlines()
     labels = [i for i, line in enumerate(lines) if line.startswith("Label of the last Assistant utterance: ")]
     for i, conversation in zip(labels, examples, strict=True):
@@ -235,15 +242,26 @@ def test_the_rules_name_the_action_of_every_gold_response(every_turn: list[TurnS
     assert annotator.label(every_turn) == gold
     assert annotator.usage.calls == len(every_turn)
     assert GoldAnnotator().label(every_turn) == RuleAnnotator(PACIFIC).label(every_turn) == gold
-    assert made(Classifier).classify(every_turn, responses) == gold
-    assert RuleClassifier(PACIFIC).classify(every_turn, responses) == gold
+    assert made(Classifier).classify(every_turn, said(*responses)) == gold
+    assert RuleClassifier(PACIFIC).classify(every_turn, said(*responses)) == gold
+
+
+def test_the_classifier_sees_the_whole_trajectory(every_turn: list[TurnState]) -> None:
+    """Appendix G: what a later response answers is the reply to a clarifying question."""
+    talk = (*ASKED, Utterance("user", "The one of 2019.", ""), Utterance("assistant", "12", ""))
+    (request,) = made(Classifier).requests(every_turn[:1], [talk])
+    text = request.messages[-1].content
+    places = [text.rindex(line) for line in ("Assistant: Which one?", "User: The one of 2019.", "Assistant: 12\n")]
+    assert places == sorted(places)
 
 
 def test_the_response_is_judged_and_not_the_turn(every_turn: list[TurnState]) -> None:
     turns = every_turn[:20]
     swapped = ["12 (in millions)" if t.action == "CLARIFY" else "Which year?" for t in turns]
     expected = ["ANSWER" if t.action == "CLARIFY" else "CLARIFY" for t in turns]
-    assert made(Classifier).classify(turns, swapped) == RuleClassifier(PACIFIC).classify(turns, swapped) == expected
+    trajectories = said(*swapped)
+    assert made(Classifier).classify(turns, trajectories) == expected
+    assert RuleClassifier(PACIFIC).classify(turns, trajectories) == expected
     changed = [replace(t, response=replace(t.response, text=text)) for t, text in zip(turns, swapped, strict=True)]
     assert RuleAnnotator(PACIFIC).label(changed) == expected
     assert GoldAnnotator().label(changed) == [t.action for t in turns]
@@ -329,8 +347,8 @@ def test_embedded_summaries_list_the_settled_requests_and_do_not_depend_on_any_a
     "ask",
     [
         lambda turns: made(Generator).generate(turns, ["CLARIFY"], [0, 0]),
-        lambda turns: made(Classifier).classify(turns, ["one"]),
-        lambda turns: RuleClassifier(PACIFIC).classify(turns, ["one"]),
+        lambda turns: made(Classifier).classify(turns, said("one")),
+        lambda turns: RuleClassifier(PACIFIC).classify(turns, said("one")),
         lambda turns: made(Simulator).reply(turns, ["1. What?"], [ASKED]),
         lambda turns: GoldUser().reply(turns, ["1. What?"], [ASKED]),
     ],
@@ -354,7 +372,7 @@ def test_the_gold_user_gives_the_gold_replies_then_the_clear_request(every_turn:
     [
         (GoldAnnotator(), "label", ()),
         (RuleAnnotator(PACIFIC), "label", ()),
-        (RuleClassifier(PACIFIC), "classify", (["a", "b"],)),
+        (RuleClassifier(PACIFIC), "classify", (said("a", "b"),)),
         (GoldUser(), "reply", (["", ""], [ASKED] * 2)),
     ],
     ids=lambda value: type(value).__name__,

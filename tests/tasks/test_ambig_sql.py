@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from act_assets.conversation import AmbiguousTwin, ClearRequest, Conversation, Reference, TurnState
+from act_assets.conversation import AmbiguousTwin, ClearRequest, Conversation, Reference, TurnState, Utterance
 from act_assets.pipeline.checks import balanced
 from act_assets.profile import LLMRole
 from act_assets.roles.classifier import Classifier
@@ -239,7 +239,9 @@ def test_prompts_are_rendered_with_what_they_need(states: list[TurnState], paire
         "The request is taken as it stands. Next, the Assistant directly answers the user's request.)\nAssistant:"
     )
     assert text.count("=== Conversation") == 5
-    (asked,) = Classifier(llm, SETTINGS, AMBIG_SQL, paired.train[4:8]).requests([turn], ["SELECT 1"])
+    (asked,) = Classifier(llm, SETTINGS, AMBIG_SQL, paired.train[4:8]).requests(
+        [turn], [(Utterance("assistant", "SELECT 1", ""),)]
+    )
     assert asked.messages[-1].content.endswith("Assistant: SELECT 1\n\nLabel of the last Assistant utterance:")
 
 

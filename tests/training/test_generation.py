@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from act_assets.conversation import Trajectory, TurnState
+from act_assets.conversation import Trajectory, TurnState, Utterance
 from act_assets.home import PACKAGE
 from act_assets.profile import Profile
 from act_assets.roles.build import RoleFactory
@@ -339,8 +339,11 @@ def test_a_push_waits_for_the_sample_that_is_under_way(
 class OftenAsks:
     """A: three responses in five clarify, by the hash of what was said; those of a random policy never would."""
 
-    def classify(self, turns: Sequence[TurnState], responses: Sequence[str]) -> list[str | LLMFailure]:
-        return ["CLARIFY" if hashlib.sha256(text.encode()).digest()[0] < 154 else "ANSWER" for text in responses]
+    def classify(
+        self, turns: Sequence[TurnState], trajectories: Sequence[tuple[Utterance, ...]]
+    ) -> list[str | LLMFailure]:
+        texts = [said[-1].text for said in trajectories]
+        return ["CLARIFY" if hashlib.sha256(text.encode()).digest()[0] < 154 else "ANSWER" for text in texts]
 
 
 @pytest.fixture(scope="module")

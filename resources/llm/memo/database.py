@@ -360,5 +360,5 @@ class Rebuilt(Exception):
 
 def read_all(connection: duckdb.DuckDBPyConnection) -> None:
     """Reads every block. Raises duckdb.Error where one is damaged."""
-    for table in ("answers", "history", "uses"):
+    for table in ("answers", "history", "uses", "schema_version"):
         connection.execute(f"SELECT sum(hash({table})) FROM {table}").fetchall()  # noqa: S608 (fixed names)

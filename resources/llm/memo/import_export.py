@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from resources.errors import ActError
 from resources.files import atomic_file
 from resources.llm.memo.memo import Memo
-from resources.llm.memo.records import LARGEST, Answer, canonical, from_json, key_of, storable, to_json
+from resources.llm.memo.records import LARGEST, LATER, Answer, canonical, from_json, key_of, storable, to_json
 from resources.llm.memo.report import Filters, consult, portions
 from resources.llm.memo.schema import ANSWERS, answers_of
 from resources.llm.memo.segments import batches, first_line, write_tables
@@ -151,7 +151,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
             return
         names = set(pq.read_schema(path).names)
         found = batches(path, ANSWERS)
-        if wrong := ", ".join(sorted(names ^ set(ANSWERS.names))):
+        if wrong := ", ".join(sorted((names ^ set(ANSWERS.names)) - LATER.keys())):
             raise ActError(f"not a file of answers: missing or unknown: {wrong}", where=str(path), todo=EXPORT_AGAIN)
         for numbers, table in found:
             if isinstance(table, Exception):

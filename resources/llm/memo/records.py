@@ -12,11 +12,12 @@ import json
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, NamedTuple
 
 from resources.errors import ActError
 from resources.llm.base import LLMRequest, LLMResponse, Usage
+from resources.llm.thoughts import UnfinishedThought, split_thoughts
 
 KEY_VERSION = 1  # raise it when the same question would be written otherwise; old keys stay what they are
 
@@ -82,7 +83,7 @@ class Answer:
     """One paid answer: a row of the memo and a line of a journal.
 
     `question` is the canonical JSON behind `key`; latency in seconds; `cost_usd` None where no price is known;
-    `created_at` in seconds since 1970 (UTC).
+    `created_at` in seconds since 1970 (UTC). What has a default came later: older rows lack it.
     """
 
     id: str
@@ -106,6 +107,9 @@ class Answer:
     latency_s: float
     cost_usd: float | None
     created_at: float
+    thoughts: str = ""
+    thinking_tokens: int = 0
+    cached_tokens: int = 0
 
     def stored(self) -> Stored:
         """What a look-up gives of it."""
@@ -125,10 +129,12 @@ class Stored(NamedTuple):
     created_at: float
 
     def response(self) -> LLMResponse:
-        """The answer as it was given."""
-        return LLMResponse(
-            self.text, self.reported_model, "stop", self.prompt_tokens, self.output_tokens, self.latency_s
-        )
+        """The answer; of a row that was kept before thoughts were told apart, without them."""
+        try:
+            text = split_thoughts(self.text)[1]
+        except UnfinishedThought:
+            text = ""
+        return LLMResponse(text, self.reported_model, "stop", self.prompt_tokens, self.output_tokens, self.latency_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +166,7 @@ class Use:
 Record = Answer | Use
 ANSWER_FIELDS = tuple(f.name for f in fields(Answer))
 USE_FIELDS = tuple(f.name for f in fields(Use))
+LATER = {f.name: f.default for f in fields(Answer) if f.default is not MISSING}  # fields that older rows lack
 
 
 def new_answer(
@@ -191,6 +198,9 @@ def new_answer(
         latency_s=round(response.latency_s, 6),
         cost_usd=cost_usd,
         created_at=time.time(),
+        thoughts=storable(response.thoughts),
+        thinking_tokens=storable(response.thinking_tokens),
+        cached_tokens=storable(response.cached_tokens),
     )
 
 
@@ -221,6 +231,8 @@ def from_json(raw: Mapping[str, Any]) -> Record:
     if kind not in ("answer", "use"):
         raise ValueError(f"kind is {kind!r}, not answer or use")
     made: type[Answer] | type[Use] = Answer if kind == "answer" else Use
+    if made is Answer:
+        given = {**LATER, **given}
     types = {f.name: str(f.type) for f in fields(made)}
     if given.keys() != types.keys():
         missing, unknown = sorted(types.keys() - given.keys()), sorted(given.keys() - types.keys())

@@ -41,6 +41,15 @@ MIGRATIONS: tuple[str, ...] = (
       lost_prompt_tokens BIGINT NOT NULL, lost_output_tokens BIGINT NOT NULL, lost_usd DOUBLE NOT NULL
     );
     """,
+    "".join(
+        f"ALTER TABLE {table} ADD COLUMN {column};"
+        for table in ("answers", "history")
+        for column in (
+            "thoughts VARCHAR DEFAULT ''",
+            "thinking_tokens BIGINT DEFAULT 0",
+            "cached_tokens BIGINT DEFAULT 0",
+        )
+    ),
 )
 
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from resources.files import atomic_file
+from resources.llm.memo.records import LATER
 from resources.llm.memo.schema import SCHEMAS
 
 LOG = logging.getLogger(__name__)
@@ -98,12 +99,20 @@ def batches(path: Path, schema: pa.Schema) -> Iterator[tuple[range, pa.Table | E
         end = first + group.num_rows
         try:
             for batch in file.iter_batches(rows, row_groups=[number]):
-                table = pa.Table.from_batches([batch]).select(schema.names).cast(schema)
+                table = _with_later(pa.Table.from_batches([batch]), schema).select(schema.names).cast(schema)
                 yield range(first, first + table.num_rows), table
                 first += table.num_rows
         except (*NOT_A_SEGMENT, KeyError) as error:
             yield range(first, end), error
         first = end
+
+
+def _with_later(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """With the columns that came after it was written."""
+    for name in LATER.keys() & set(schema.names) - set(table.column_names):
+        kind = schema.field(name).type
+        table = table.append_column(name, pa.repeat(pa.scalar(LATER[name], kind), table.num_rows))
+    return table
 
 
 def readable(path: Path, kind: str, faults: list[str]) -> Iterator[pa.Table]:

@@ -25,6 +25,7 @@ class Provider:
     """
 
     name = "scripted"
+    reports = "model-1-001"  # as the model that answered
     base_url = "https://scripted.example"
 
     def __init__(self, latency_s: float = 0.0, rules: str | None = None, **steps: list[Step]) -> None:
@@ -50,7 +51,7 @@ class Provider:
                 text = step if isinstance(step, str) else await step()
         finally:
             self.now -= 1
-        return LLMResponse(text, "scripted-001", "stop", 3, 4, 0.5)
+        return LLMResponse(text, self.reports, "stop", 3, 4, 0.5)
 
     def fingerprint(self, request: LLMRequest) -> str | None:
         return self.rules

@@ -67,7 +67,7 @@ def test_what_may_pass_is_tried_again_a_bounded_number_of_times(memo: Memo, kind
     assert (llm.usage.calls, llm.usage.retries, llm.usage.failures) == (2, 4, 1)
 
 
-@pytest.mark.parametrize("kind", ["blocked", "empty", "truncated", "rejected"])
+@pytest.mark.parametrize("kind", ["blocked", "empty", "truncated", "rejected", "malformed"])
 @pytest.mark.parametrize("retryable", [True, False])
 def test_what_will_not_change_is_tried_once(memo: Memo, kind: FailureKind, retryable: bool) -> None:
     provider = Provider(a=[fails(kind, retryable=retryable, lost=7), "never"])
@@ -85,8 +85,21 @@ def test_unavailable_is_not_tried_again_where_the_provider_says_so(memo: Memo) -
     assert provider.asked == ["a"]
 
 
-def test_a_provider_that_says_429_uses_up_no_attempts(memo: Memo) -> None:
-    busy = fails("rate_limited", retryable=True, wait=0.01)
+def test_an_answer_of_another_model_is_not_kept_unless_it_is_accepted(memo: Memo) -> None:
+    provider = Provider()
+    provider.reports = "model-9-flash"
+    [failed] = LLM(provider, memory=Memory(memo), retry=QUICK, price=PRICE).complete_all(asking("a"))
+    assert isinstance(failed, LLMFailure) and (failed.kind, failed.retryable) == ("other_model", False)
+    assert "accept_models: [model-9-flash]" in failed.message and provider.asked == ["a"]
+    assert memo.spent("") == (7.0, 1), "it was charged"
+    admits = LLM(provider, memory=Memory(memo), retry=QUICK, accept_models=["model-9-flash"])
+    assert texts(admits.complete_all(asking("a"))) == ["a: 2"]
+    assert texts(LLM(provider, memory=Memory(memo)).complete_all(asking("a"))) == ["a: 2"], "what is kept stays of use"
+
+
+@pytest.mark.parametrize("kind", ["rate_limited", "overloaded"])
+def test_a_provider_that_says_429_or_503_uses_up_no_attempts(memo: Memo, kind: FailureKind) -> None:
+    busy = fails(kind, retryable=True, wait=0.01)
     provider = Provider(a=[*[busy] * 6, fails("unavailable", retryable=True), busy, "at last"])
     once = RetrySettings(attempts=2, patience_s=5.0, backoff_s=0.001)
     llm = LLM(provider, memory=Memory(memo), retry=once)

@@ -32,13 +32,15 @@ def row(**changes: object) -> str:
     [
         ("gemini-2.5-pro", 1.25, 10.0),
         ("gemini-2.5-flash", 0.3, 2.5),
+        ("gemini-3.8-flash", 0.75, 3.75),
+        ("gemini-4-argon", 2.0, 10.0),
         ("gpt-4o", 2.5, 10.0),
         ("gpt-5", 1.25, 10.0),
     ],
 )
 def test_the_shipped_prices(model: str, prompt_usd: float, output_usd: float) -> None:
     provider = "gemini" if model.startswith("gemini") else "openai"
-    price = SHIPPED_TABLE.price(provider, OWN_ENDPOINTS[provider], model)
+    price = SHIPPED_TABLE.price(provider, OWN_ENDPOINTS[provider], model, datetime.date(2026, 11, 28))
     assert price is not None and (price.input, price.output) == (prompt_usd, output_usd)
     assert price.cost(1_000_000, 0) == pytest.approx(prompt_usd)
     assert price.cost(2_000_000, 500_000) == pytest.approx(2 * prompt_usd + output_usd / 2)
@@ -99,6 +101,24 @@ def test_shipped_prices_hold_at_the_providers_own_endpoint_only(url: str, known:
 def test_the_price_of_one_provider_is_not_that_of_another() -> None:
     assert SHIPPED_TABLE.price("gemini", OPENAI_URL, "gpt-4o") is None
     assert SHIPPED_TABLE.price("openai", GEMINI_URL, "gemini-2.5-pro") is None
+
+
+@pytest.mark.parametrize(
+    ("day", "argon", "flash"),
+    [("2026-11-30", 2.0, 0.75), ("2026-12-01", 4.0, 0.75), ("2026-12-31", 4.0, 0.75), ("2027-01-01", 4.0, 1.5)],
+)
+def test_a_price_holds_from_its_day_on(day: str, argon: float, flash: float) -> None:
+    on = datetime.date.fromisoformat(day)
+    found = [SHIPPED_TABLE.price("gemini", GEMINI_URL, model, on) for model in ("gemini-4-argon", "gemini-3.8-flash")]
+    assert [price.input for price in found if price] == [argon, flash]
+
+
+def test_cached_tokens_have_a_price_of_their_own() -> None:
+    assert Price(2.0, 10.0, cached_input=0.5).cost(1_000_000, 0, 400_000) == pytest.approx(1.2 + 0.2)
+    assert Price(2.0, 10.0).cost(1_000_000, 0, 400_000) == pytest.approx(2.0), (
+        "where none is stated, they cost as others"
+    )
+    assert Price(2.0, 10.0, cached_input=0.0).cost(100, 0, 10**9) == 0.0
 
 
 def test_the_embedded_provider_is_free() -> None:

@@ -101,10 +101,10 @@ def test_an_answer(client: Client) -> None:
     ("kind", "expected", "retryable", "counted", "said"),
     [
         ("500", "unavailable", True, False, "500"),
-        ("503", "unavailable", True, False, "503"),
+        ("503", "overloaded", True, False, "503"),
         ("reset", "unavailable", True, False, "ReadError"),
-        ("malformed", "unavailable", True, False, "not of its protocol"),
-        ("html", "unavailable", True, False, "Bad gateway"),
+        ("malformed", "malformed", True, False, "not of its protocol"),
+        ("html", "malformed", True, False, "Bad gateway"),
         ("blocked-prompt", "blocked", False, True, ""),
         ("safety", "blocked", False, True, ""),
         ("empty", "empty", True, True, ""),
@@ -182,7 +182,8 @@ def test_dates_are_counted_from_the_servers_clock(openai: Client) -> None:
         (409, "unavailable", True, False),
         (422, "rejected", False, False),
         (502, "unavailable", True, False),
-        (529, "unavailable", True, False),
+        (503, "overloaded", True, False),
+        (529, "overloaded", True, False),
     ],
 )
 def test_statuses_count_whatever_the_body(
@@ -226,7 +227,7 @@ def test_a_body_of_another_kind_is_no_answer(loopback: Any, name: str, body: byt
     types = ["application/json", *(["text/html; charset=utf-8"] if name == "openai" else [])]
     for content_type in types:
         error, calls = client.error(client.raw(body, **{"Content-Type": content_type}))
-        assert (error.kind, error.retryable, error.maybe_charged, len(calls)) == ("unavailable", True, True, 1)
+        assert (error.kind, error.retryable, error.maybe_charged, len(calls)) == ("malformed", True, True, 1)
 
 
 def candidate(finish: str | None, *parts: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -288,11 +289,124 @@ def test_an_answer_may_lack_counts_and_have_more_fields(loopback: Any, name: str
     assert (response.prompt_tokens, response.output_tokens) == (0, 0)
 
 
+THOUGHT = "The user wants 2019."
+
+
+@pytest.mark.parametrize(
+    ("name", "body"),
+    [
+        ("gemini", candidate("STOP", {"text": THOUGHT, "thought": True}, {"text": "text"})),
+        ("gemini", candidate("STOP", {"text": f"<think>{THOUGHT}</think>text"})),
+        ("openai", choice("stop", f"<think>\n{THOUGHT}\n</think>\n\ntext")),  # vLLM without a reasoning parser
+        ("openai", choice("stop", f"{THOUGHT}</think>text")),
+        ("openai", choice("stop", reasoning_content=THOUGHT)),  # DeepSeek
+        ("openai", choice("stop", reasoning=THOUGHT)),  # vLLM
+        (
+            "openai",  # Mistral
+            {
+                "choices": [
+                    {
+                        "message": {
+                            "content": [
+                                {"type": "thinking", "thinking": [{"type": "text", "text": THOUGHT}]},
+                                {"type": "text", "text": "text"},
+                            ]
+                        },
+                        "finish_reason": "stop",
+                    }
+                ]
+            },
+        ),
+    ],
+)
+def test_thoughts_stand_beside_the_answer(loopback: Any, name: str, body: Any) -> None:
+    client = Client(name, loopback)
+    with loopback.Loopback(client.raw(body)) as server:
+        response = client.answer(server)
+    assert (response.text, response.thoughts) == ("text", THOUGHT)
+
+
+@pytest.mark.parametrize(
+    ("name", "body"),
+    [("gemini", candidate("STOP", {"text": "<think>on and on"})), ("openai", choice("stop", "<think>on and on"))],
+)
+def test_a_thought_that_never_ends_is_a_truncated_answer(loopback: Any, name: str, body: Any) -> None:
+    client = Client(name, loopback)
+    error, calls = client.error(client.raw(body))
+    assert (error.kind, error.retryable, len(calls)) == ("truncated", False, 1) and "max_output_tokens" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "usage"),
+    [
+        (
+            "gemini",
+            {
+                "usageMetadata": {
+                    "promptTokenCount": 100,
+                    "cachedContentTokenCount": 64,
+                    "candidatesTokenCount": 2,
+                    "thoughtsTokenCount": 5,
+                }
+            },
+        ),
+        (
+            "openai",
+            {
+                "usage": {
+                    "prompt_tokens": 100,
+                    "completion_tokens": 7,
+                    "prompt_tokens_details": {"cached_tokens": 64},
+                    "completion_tokens_details": {"reasoning_tokens": 5},
+                }
+            },
+        ),
+        (
+            "openai",  # DeepSeek
+            {
+                "usage": {
+                    "prompt_tokens": 100,
+                    "completion_tokens": 7,
+                    "prompt_cache_hit_tokens": 64,
+                    "completion_tokens_details": {"reasoning_tokens": 5},
+                }
+            },
+        ),
+    ],
+)
+def test_cached_and_thinking_tokens_are_counted_apart(loopback: Any, name: str, usage: Any) -> None:
+    client = Client(name, loopback)
+    body = (candidate("STOP", {"text": "text"}) if name == "gemini" else choice("stop")) | usage
+    with loopback.Loopback(client.raw(body)) as server:
+        response = client.answer(server)
+    assert (response.prompt_tokens, response.cached_tokens) == (100, 64)
+    assert (response.output_tokens, response.thinking_tokens) == (7, 5)
+
+
+def test_a_refused_parameter_names_the_setting_of_the_profile(client: Client) -> None:
+    said = "Unsupported value: 'temperature' does not support 0 with this model."
+    error, calls = client.error(client.loopback.always("400", message=said))
+    assert (error.kind, error.retryable, len(calls)) == ("rejected", False, 1) and "temperature: null" in str(error)
+
+
+def test_a_prompt_that_azure_filters_is_blocked(openai: Client) -> None:
+    body = {"error": {"code": "content_filter", "message": "The response was filtered", "status": 400}}
+    assert openai.error(openai.raw(body, 400))[0].kind == "blocked"
+
+
+def test_what_is_null_is_not_sent(client: Client) -> None:
+    with client.loopback.Loopback() as server:
+        client.answer(server, asked(temperature=None))
+    body = server.calls[0].request.body
+    assert "temperature" not in {**body, **body.get("generationConfig", {})}
+
+
 @pytest.mark.parametrize(
     ("name", "request_", "named"),
     [
         ("gemini", asked(extra={"no_such_field": 1}), "no_such_field"),
         ("gemini", asked(extra={"thinkingConfig": {"no_such": 1}}), "thinking_config.no_such"),
+        ("gemini", asked(extra={"thinkingConfig": {"thinkingLevel": "low", "thinking_budget": 1}}), "thinking_budget"),
         ("gemini", asked(extra={"temperature": 1.0}), "Sampling.temperature"),
         ("gemini", asked(extra={"maxOutputTokens": 1}), "max_output_tokens"),
         ("gemini", asked(extra={"httpOptions": {"base_url": "http://127.0.0.1:1"}}), "http_options"),
@@ -479,6 +593,7 @@ def test_what_is_asked_of_openai_arrives(openai: Client) -> None:
     [
         ("https://api.openai.com/v1", "max_completion_tokens"),
         ("https://eu.api.openai.com/v1/", "max_completion_tokens"),
+        ("https://mine.openai.azure.com/openai/v1", "max_completion_tokens"),
         ("https://notapi.openai.com.example/v1", "max_tokens"),
         ("http://127.0.0.1:8000/v1", "max_tokens"),
     ],
@@ -486,6 +601,10 @@ def test_what_is_asked_of_openai_arrives(openai: Client) -> None:
 def test_openai_itself_takes_another_name_for_the_limit(base_url: str, name: str) -> None:
     parameters = OpenAIProvider(KEY, base_url=base_url)._parameters(asked(max_output_tokens=9))
     assert {k: v for k, v in parameters.items() if k.startswith("max")} == {name: 9}
+    chosen = OpenAIProvider(KEY, base_url=base_url, max_tokens_name="max_tokens")._parameters(
+        asked(max_output_tokens=9)
+    )
+    assert chosen["max_tokens"] == 9
 
 
 def test_a_server_without_keys_needs_none(openai: Client, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -223,10 +223,10 @@ def test_a_damaged_segment_is_set_aside_by_a_prune(memo: Memo) -> None:
 
 
 def spoil(path: Path) -> None:
-    """Changes one bit in the middle of a file."""
-    content = bytearray(path.read_bytes())
-    content[len(content) // 3] ^= 1
-    path.write_bytes(content)
+    """Damages the middle of a file."""
+    content = path.read_bytes()
+    start = len(content) // 3
+    path.write_bytes(content[:start] + bytes(b ^ 1 for b in content[start : start + 64]) + content[start + 64 :])
 
 
 # --- verifying ---------------------------------------------------------------------------------------------------

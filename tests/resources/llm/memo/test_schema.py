@@ -7,16 +7,20 @@ import time
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 import pytest
-from scripted import make_answer
+from scripted import make_answer, paid
 
 from resources.errors import ActError
 from resources.llm.memo import database as database_module
 from resources.llm.memo.database import Database
+from resources.llm.memo.import_export import import_
 from resources.llm.memo.journal import journals
+from resources.llm.memo.maintain import verify
 from resources.llm.memo.memo import Memo
-from resources.llm.memo.records import Use
+from resources.llm.memo.records import LATER, Use
 from resources.llm.memo.schema import ANSWERS, MIGRATIONS, answers_of, migrate, schema_version, to_arrow
+from resources.llm.memo.segments import write_tables
 
 pytestmark = pytest.mark.integration
 
@@ -36,8 +40,11 @@ def filled(tmp_path: Path) -> Path:
     return tmp_path / "memo"
 
 
+NOW = len(MIGRATIONS)
+
+
 def migrations(monkeypatch: pytest.MonkeyPatch, *further: str) -> None:
-    """From now on the program knows these steps beyond the first."""
+    """From now on the program knows these steps beyond its own."""
     known = functools.partial(migrate, migrations=(*MIGRATIONS, *further))
     monkeypatch.setattr(database_module, "migrate", known)
 
@@ -51,7 +58,29 @@ def counts(path: Path) -> list[tuple[int, ...]]:
 
 
 def test_a_new_memo_has_the_newest_schema(filled: Path) -> None:
-    assert counts(filled / "memo.duckdb") == [(100, 1, 1, len(MIGRATIONS), 1)]
+    assert counts(filled / "memo.duckdb") == [(100, 1, 1, NOW, 1)]
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_memo_from_before_thoughts_were_kept_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: bool
+) -> None:
+    """Its database and its archive lack the columns that came later; rebuilt or not, nothing is asked again."""
+    older = Database(tmp_path / "memo")
+    answer = paid(said="<think>the goal is 7</think>Which year?")
+    columns = [name for name in ANSWERS.names if name not in LATER]
+    schema = pa.schema([ANSWERS.field(name) for name in columns])
+    path = older.archive.new_segment("answers")
+    write_tables(path, schema, [to_arrow([answer], schema)])
+    with duckdb.connect(str(older.path)) as connection:
+        migrate(connection, "an older version's", MIGRATIONS[:1])
+        connection.execute(f"INSERT INTO answers FROM read_parquet('{path}')")
+    if lost:
+        older.path.unlink()
+    (found,) = Database(older.folder).look_up([answer.key]).values()
+    assert found.response().text == "Which year?", "the thought is taken off where it is read"
+    assert verify(older.folder).problems == ()
+    assert import_(Memo(tmp_path / "another"), path).added == 1
 
 
 @pytest.mark.parametrize("steps", [(SECOND,), (SECOND, "ALTER TABLE lengths ADD COLUMN words BIGINT")])
@@ -62,11 +91,11 @@ def test_a_further_step_keeps_every_paid_answer(
     migrations(monkeypatch, *steps)
     database = Database(filled)
     assert database.look_up(KEYS) == before and len(before) == 100
-    assert counts(database.path) == [(100, 1, 1, 1 + len(steps), 1)]
+    assert counts(database.path) == [(100, 1, 1, NOW + len(steps), 1)]
     assert database.query("SELECT count(*), min(letters) > 0 FROM lengths") == [(100, True)]
     assert database.query("SELECT count(*) FROM answers WHERE label = 'moved'") == [(100,)]
     database.fold([make_answer("new")], [])
-    assert counts(database.path) == [(101, 1, 1, 1 + len(steps), 1)]
+    assert counts(database.path) == [(101, 1, 1, NOW + len(steps), 1)]
     assert not list(filled.glob("*.damaged-*"))
 
 
@@ -82,7 +111,7 @@ def test_a_step_that_fails_half_way_changes_nothing(
         # The first of the two is done, and by itself; the second one is not.
         with pytest.raises(duckdb.Error):
             Database(filled).look_up(KEYS)
-        assert counts(filled / "memo.duckdb") == [(0, 1, 1, 2, 1)]
+        assert counts(filled / "memo.duckdb") == [(0, 1, 1, NOW + 1, 1)]
     Database(filled).path.unlink()
     assert Database(filled).look_up(KEYS) == before
     with monkeypatch.context() as meanwhile:
@@ -91,7 +120,7 @@ def test_a_step_that_fails_half_way_changes_nothing(
             Database(filled).look_up(KEYS)
         with pytest.raises(duckdb.Error):
             Database(filled).fold([make_answer("new")], [])
-    assert counts(filled / "memo.duckdb") == [(100, 1, 1, 1, 1)]
+    assert counts(filled / "memo.duckdb") == [(100, 1, 1, NOW, 1)]
     assert not list(filled.glob("*.damaged-*")) and not list(filled.glob("rebuilding*"))
     database = Database(filled)
     assert database.look_up(KEYS) == before
@@ -109,7 +138,7 @@ def test_a_memo_of_a_newer_version_is_refused_and_untouched(filled: Path, monkey
         lambda: Database(filled).query("SELECT 1"),
         lambda: Database(filled).fold([make_answer("new")], [Use()]),
     ):
-        with pytest.raises(ActError, match="schema 3, and this version knows 1") as caught:
+        with pytest.raises(ActError, match=f"schema {NOW + 2}, and this version knows {NOW}") as caught:
             attempt()
         assert "upgrade" in str(caught.value) and str(filled) in str(caught.value)
     assert {p.name: p.read_bytes() for p in filled.rglob("*") if p.is_file()} == content

@@ -36,12 +36,12 @@ TINY = REPO / "tests" / "tiny.yaml"
 
 @pytest.hookimpl(tryfirst=True)  # before -m looks at markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What has no other tier is of the tier `unit`. The end-to-end files come first: of two workers one goes through
-    these while the other does all the rest."""
+    """What has no other tier is of the tier `unit`. What takes longest comes first, so that no worker waits at the
+    end for the other's last file."""
     for item in items:
         if not any(map(item.get_closest_marker, ("integration", "end_to_end"))):
             item.add_marker("unit")
-    items.sort(key=lambda item: item.get_closest_marker("end_to_end") is None)
+    items.sort(key=lambda item: [item.get_closest_marker(tier) is None for tier in ("end_to_end", "integration")])
 
 
 def beside(path: Path) -> Any:
@@ -179,8 +179,18 @@ def tiny_tokenizer(pacific: Task, sample: TaskData) -> Any:
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Fifty-two training and six validation conversations of the sample."""
-    folder = tmp_path_factory.mktemp("data")
-    for name, count in (("train.json", 52), ("validation.json", 6)):
-        items = json.loads(gzip.decompress((REPO / "datasets/sample/pacific" / f"{name}.gz").read_bytes()))
-        (folder / name).write_text(json.dumps(items[:count]))
+    return first_conversations(tmp_path_factory.mktemp("data"), train=52, validation=6)
+
+
+def first_conversations(folder: Path, **counts: int) -> Path:
+    """The first conversations of each side of PACIFIC's sample, as raw files in a folder."""
+    for side, count in counts.items():
+        items = json.loads(gzip.decompress((SAMPLE / f"{side}.json.gz").read_bytes()))
+        (folder / f"{side}.json").write_text(json.dumps(items[:count]))
     return folder
+
+
+@pytest.fixture(scope="session")
+def middling_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `small_data`, with validation conversations enough for some hundred questions."""
+    return first_conversations(tmp_path_factory.mktemp("data"), train=52, validation=40)

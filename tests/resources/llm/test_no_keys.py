@@ -116,7 +116,7 @@ def test_no_key_is_in_an_error(loopback: Any, protocol: str, tmp_path: Path, mon
     assert found_in("".join(traceback.format_exception(caught.value))) == []
 
 
-def test_no_key_in_what_a_run_leaves_behind(loopback: Any, tmp_path: Path) -> None:
+def test_no_key_in_what_a_run_leaves_behind(loopback: Any, middling_data: Path, tmp_path: Path) -> None:
     """`act run` with a real client library, as far as the pairs: artifacts, Dagster's records, output."""
     with loopback.Loopback(loopback.at_rates({"safety": 0.05}, seed=1)) as server:
         profile = yaml.safe_load((REPO / "tests" / "tiny.yaml").read_text())
@@ -124,7 +124,7 @@ def test_no_key_in_what_a_run_leaves_behind(loopback: Any, tmp_path: Path) -> No
         path = tmp_path / "served.yaml"
         path.write_text(yaml.safe_dump(profile))
         environment = {**os.environ, "ACT_HOME": str(tmp_path / "home"), "DAGSTER_DISABLE_TELEMETRY": "1"}
-        environment["OPENAI_API_KEY"] = KEYS[1]
+        environment |= {"OPENAI_API_KEY": KEYS[1], "ACT_DATA_DIR": str(middling_data)}
         command = [sys.executable, "-m", "act_assets.cli.app", "run", "--profile", str(path)]
         ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
         assert len(server.calls) > 100 and server.calls[0].request.key == KEYS[1]

@@ -9,6 +9,7 @@ import dagster as dg
 
 from act_assets.defs.metadata import failed_items, metadata_of
 from act_assets.defs.partitions import BY_TASK, BY_TASK_AND_SIZE, partition_of
+from act_assets.defs.pools import pool_slot
 from act_assets.defs.resources import ActSettings
 from act_assets.pipeline.graph import STAGES
 from act_assets.pipeline.stage import Stage, run_stage
@@ -43,7 +44,8 @@ def _asset(stage: Stage) -> dg.AssetsDefinition:
         context.instance.add_run_tags(context.run_id, process_stamp())
         task, train_size = partition_of(context)
         try:
-            result = run_stage(STAGES, stage.name, act.make_run(context, task, train_size))
+            with pool_slot(context.instance, stage.pool):
+                result = run_stage(STAGES, stage.name, act.make_run(context, task, train_size))
         except ActError as error:
             raise dg.Failure(description=str(error), metadata=failed_items(error), allow_retries=False) from error
         return dg.MaterializeResult(

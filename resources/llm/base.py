@@ -111,6 +111,11 @@ class ProviderError(Exception):
     prompt_tokens: int = 0
     output_tokens: int = 0
 
+    @property
+    def waited_out(self) -> bool:
+        """Whether the provider asks for patience, which uses up no attempt."""
+        return self.retryable and self.kind in ("rate_limited", "overloaded")
+
     def __str__(self) -> str:
         return self.message
 

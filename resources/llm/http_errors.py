@@ -205,7 +205,7 @@ def status_failure(
 
     `bad_key`: the answer says so beside its status. `exhausted`: a 429 that waiting does not cure.
     """
-    if status in (503, 529) or "overloaded" in text.lower():
+    if status in (503, 529) or (status >= 500 and "overloaded" in text.lower()):
         return ProviderError("overloaded", text, retryable=True, retry_after_s=retry_after)
     if status == 429:
         return ProviderError(

@@ -111,7 +111,7 @@ class Sender:
                 slot.lane.refusal = str(error)
                 if error.bad_key and any(not lane.retired for lane in self.limiter.lanes):
                     continue
-                if error.kind in ("rate_limited", "overloaded") and error.retryable:
+                if error.waited_out:
                     refused_at = refused_at or time.monotonic()
                     waited, wait = time.monotonic() - refused_at, self.limiter.rest_s  # of another key perhaps none
                     if waited + wait <= retry.patience_s:
@@ -162,7 +162,7 @@ class Sender:
                 reservation.refund()
             if error.bad_key:
                 self.limiter.retire(slot)
-            elif error.kind in ("rate_limited", "overloaded") and error.retryable:
+            elif error.waited_out:
                 self.limiter.rate_limited(slot, error.retry_after_s)
             elif error.kind in ("timeout", "unavailable"):
                 self.limiter.overloaded(slot, error.retry_after_s)
